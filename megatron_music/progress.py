@@ -12,6 +12,4 @@ console = Console(stderr=True, highlight=False)
 
 def track(items: Iterable[T], description: str, total: int | None = None) -> Iterable[T]:
     """Yields ``items`` while drawing a progress bar; silent where standard error is not a terminal."""
-    return rich_track(
-        items, description, total=total, console=console, transient=True, disable=not console.is_terminal
-    )
+    return rich_track(items, description, total=total, console=console, transient=True, disable=not console.is_terminal)

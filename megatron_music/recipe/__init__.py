@@ -1,0 +1,1 @@
+"""The recipe: one strict YAML file that says everything a run does."""

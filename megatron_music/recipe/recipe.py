@@ -1,0 +1,289 @@
+"""A recipe: network, layout, phases, optimizer and what to watch, in one YAML file of strict fields."""
+
+import difflib
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import yaml
+from pydantic import Field, ValidationError, field_validator, model_validator
+
+from megatron_music.errors import InputError
+from megatron_music.files import read_yaml, write_text
+from megatron_music.recipe.fields import Count, Ratio, RelativePath, Strict
+
+
+class Network(Strict):
+    """A Llama-2 decoder: untied embeddings, RoPE, RMSNorm, SwiGLU, no biases, grouped-query attention."""
+
+    hidden_size: int = Field(gt=0)
+    layers: int = Field(gt=0)
+    attention_heads: int = Field(gt=0)
+    key_value_heads: int = Field(gt=0)
+    ffn_hidden_size: int = Field(gt=0)
+    position_limit: int = Field(gt=0, description="longest context in tokens that the network is declared for")
+    rope_base: float = Field(10000.0, gt=0)
+    norm_epsilon: float = Field(1e-5, gt=0)
+    init_std: float = Field(0.02, gt=0)
+
+    @property
+    def head_size(self) -> int:
+        """Channels of one attention head."""
+        return self.hidden_size // self.attention_heads
+
+    @model_validator(mode="after")
+    def _divides(self) -> Self:
+        if self.hidden_size % self.attention_heads:
+            raise ValueError(f"hidden_size {self.hidden_size} is not a multiple of attention_heads "
+                             f"{self.attention_heads}; change one of them")  # fmt: skip
+        if self.head_size % 2:
+            raise ValueError(f"the head size {self.head_size} is odd, RoPE turns pairs; change attention_heads")
+        if self.attention_heads % self.key_value_heads:
+            raise ValueError(f"attention_heads {self.attention_heads} is not a multiple of key_value_heads "
+                             f"{self.key_value_heads}; change one of them")  # fmt: skip
+        return self
+
+
+class Layout(Strict):
+    """How one model is spread over processes; what is left of the processes is data parallelism."""
+
+    tensor: int = Field(1, gt=0, description="processes that share every matrix")
+    pipeline: int = Field(1, gt=0, description="processes that hold consecutive layers")
+    interleave: int = Field(1, gt=0, description="runs of layers on each pipeline process")
+    sequence: bool = Field(False, description="norms and residuals split along the sequence over `tensor` processes")
+    overlap: bool = Field(True, description="reduce gradients and gather parameters while computing")
+
+    @property
+    def model_processes(self) -> int:
+        """Processes that hold one copy of the model."""
+        return self.tensor * self.pipeline
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.sequence and self.tensor == 1:
+            raise ValueError("sequence parallelism needs tensor above 1; set sequence: false or raise tensor")
+        if self.interleave > 1 and self.pipeline == 1:
+            raise ValueError("interleave needs pipeline above 1; set interleave: 1 or raise pipeline")
+        return self
+
+
+class Optimizer(Strict):
+    """AdamW with decoupled weight decay and clipping of the global gradient norm."""
+
+    beta1: float = Field(0.9, ge=0, lt=1)
+    beta2: float = Field(0.95, ge=0, lt=1)
+    epsilon: float = Field(1e-8, gt=0)
+    weight_decay: float = Field(0.1, ge=0)
+    clip_norm: float = Field(1.0, gt=0)
+    distributed: bool = Field(True, description="split the optimizer's state over the data-parallel processes")
+
+
+class LearningRate(Strict):
+    """A learning rate over the tokens of one phase, from ``start`` to ``end``."""
+
+    shape: Literal["constant", "linear", "cosine"]
+    start: float = Field(ge=0)
+    end: float = Field(ge=0)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _constant(cls, value: Any) -> Any:
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            return {"shape": "constant", "start": value, "end": value}
+        return value
+
+    @model_validator(mode="after")
+    def _flat(self) -> Self:
+        if self.shape == "constant" and self.start != self.end:
+            raise ValueError("a constant learning rate needs start equal to end; or choose linear or cosine")
+        return self
+
+
+class Phase(Strict):
+    """A stretch of training with one context length, batch, mixture and learning-rate shape."""
+
+    name: str = Field(min_length=1)
+    tokens: Count = Field(gt=0)
+    context_tokens: Count = Field(gt=1)
+    batch_sequences: int = Field(gt=0, description="sequences of one optimizer step, over all processes")
+    micro_batch_sequences: int = Field(1, gt=0, description="sequences of one forward pass on one process")
+    learning_rate: LearningRate
+    mixture: dict[str, Ratio] = Field(min_length=1, description="corpus source: its share of the tokens")
+
+    @property
+    def step_tokens(self) -> int:
+        """Tokens of one optimizer step."""
+        return self.context_tokens * self.batch_sequences
+
+
+class Validation(Strict):
+    """Held-out loss by kind of token."""
+
+    source: str
+    sequences: int = Field(8, gt=0)
+    every_steps: int = Field(100, gt=0)
+
+
+class InvalidTokens(Strict):
+    """Share of ids that may not stand where the model puts them, in short samples drawn while it trains."""
+
+    source: str = Field(description="corpus source whose documents give the prompts")
+    positions: int = Field(256, gt=0, description="audio positions sampled each time")
+    every_steps: int = Field(100, gt=0)
+
+
+class Watch(Strict):
+    """What is measured while training."""
+
+    log_every_steps: int = Field(10, gt=0)
+    validation: Validation | None = None
+    invalid_tokens: InvalidTokens | None = None
+
+
+class Checkpoints(Strict):
+    """When to write checkpoints (besides at the end of every phase) and how many to keep."""
+
+    every_steps: int = Field(1000, gt=0)
+    keep: int = Field(2, gt=0, description="latest checkpoints kept; those at the end of a phase always are")
+
+
+class Recipe(Strict):
+    """Everything that a training run does; the resolved recipe is enough to run it again."""
+
+    name: str = Field(min_length=1)
+    seed: int = Field(1, ge=0)
+    vocabulary: RelativePath
+    corpus: RelativePath
+    run: RelativePath
+    precision: Literal["bf16", "fp32"] = "bf16"
+    network: Network
+    layout: Layout = Layout()
+    optimizer: Optimizer = Optimizer()
+    phases: list[Phase] = Field(min_length=1)
+    watch: Watch = Watch()
+    checkpoints: Checkpoints = Checkpoints()
+
+    @field_validator("phases")
+    @classmethod
+    def _names_differ(cls, phases: list[Phase]) -> list[Phase]:
+        names = [phase.name for phase in phases]
+        twice = next((name for name in names if names.count(name) > 1), None)
+        if twice is not None:
+            raise ValueError(f"two phases are named {twice!r}; give each its own name")
+        return phases
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        network, layout = self.network, self.layout
+        for field in ("attention_heads", "key_value_heads", "ffn_hidden_size"):
+            if getattr(network, field) % layout.tensor:
+                raise ValueError(f"layout.tensor {layout.tensor} does not divide network.{field} "
+                                 f"{getattr(network, field)}; choose a divisor")  # fmt: skip
+        stages = layout.pipeline * layout.interleave
+        if network.layers % stages:
+            raise ValueError(f"network.layers {network.layers} is not a multiple of layout.pipeline x "
+                             f"layout.interleave = {stages}; change one of them")  # fmt: skip
+        for phase in self.phases:
+            where = f"phase {phase.name!r}: "
+            if phase.context_tokens > network.position_limit:
+                raise ValueError(f"{where}context_tokens {phase.context_tokens} is above network.position_limit "
+                                 f"{network.position_limit}; raise the limit or shorten the context")  # fmt: skip
+            if layout.sequence and phase.context_tokens % layout.tensor:
+                raise ValueError(f"{where}context_tokens {phase.context_tokens} is not a multiple of layout.tensor "
+                                 f"{layout.tensor}, which layout.sequence needs")  # fmt: skip
+            if phase.batch_sequences % phase.micro_batch_sequences:
+                raise ValueError(f"{where}batch_sequences {phase.batch_sequences} is not a multiple of "
+                                 f"micro_batch_sequences {phase.micro_batch_sequences}; change one of them")  # fmt: skip
+        return self
+
+    @classmethod
+    def load(cls, path: str | Path, overrides: list[str] | None = None) -> "Recipe":
+        """Reads a recipe and applies ``a.b=c`` overrides; raises InputError naming the field and the mend."""
+        content = read_yaml(path)
+        for override in overrides or []:
+            _apply(content, override)
+        return cls.parse(content, path)
+
+    @classmethod
+    def parse(cls, content: dict[str, Any], path: str | Path) -> "Recipe":
+        """Validates the content of a recipe file at ``path``, from whose folder its relative paths start."""
+        return parse_strict(cls, content, path)
+
+    def save(self, path: str | Path) -> None:
+        """Writes the resolved recipe as YAML that ``load`` reads back equal."""
+        write_text(path, yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True))
+
+    def data_processes(self, processes: int) -> int:
+        """Copies of the model on ``processes`` processes; raises InputError where layout or batches do not divide."""
+        layout = self.layout
+        if processes % layout.model_processes:
+            raise InputError("layout", f"{processes} processes are not a multiple of tensor x pipeline = "
+                             f"{layout.model_processes}", "change --processes or the layout")  # fmt: skip
+        copies = processes // layout.model_processes
+        for index, phase in enumerate(self.phases):
+            micro_batches, rest = divmod(phase.batch_sequences, copies * phase.micro_batch_sequences)
+            if rest:
+                raise InputError(f"phases[{index}].batch_sequences", f"{phase.batch_sequences} is not a multiple of "
+                                 f"{copies} data-parallel processes x micro_batch_sequences "
+                                 f"{phase.micro_batch_sequences}", "change one of them")  # fmt: skip
+            if layout.interleave > 1 and micro_batches % layout.pipeline:
+                raise InputError(f"phases[{index}].batch_sequences", f"gives {micro_batches} micro-batches a process, "
+                                 f"not a multiple of layout.pipeline {layout.pipeline}, which layout.interleave needs",
+                                 "change the batch")  # fmt: skip
+        return copies
+
+
+def parse_strict(model: type[Strict], content: dict[str, Any], path: str | Path) -> Any:
+    """Validates ``content`` of the file at ``path`` against ``model``; raises a one-line InputError for the first fault."""
+    try:
+        return model.model_validate(content, context={"folder": Path(path).resolve().parent})
+    except ValidationError as error:
+        fault = error.errors()[0]
+    field = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in fault["loc"]).lstrip(".")
+    where = f"{path}: {field}" if field else str(path)
+    if fault["type"] == "extra_forbidden":
+        known = _fields_at(model, fault["loc"][:-1])
+        near = difflib.get_close_matches(str(fault["loc"][-1]), known, n=1)
+        mend = f"did you mean {near[0]}?" if near else f"known fields here: {', '.join(known)}"
+        raise InputError(where, "unknown field", mend)
+    if fault["type"] == "missing":
+        raise InputError(where, "missing field", "add it")
+    if fault["type"] == "value_error":
+        raise InputError(where, str(fault["ctx"]["error"]))
+    raise InputError(where, f"{fault['msg']} (found {fault['input']!r})", "change it")
+
+
+def _fields_at(model: type[Strict], location: tuple) -> list[str]:
+    """Names of the fields of the sub-model that a validation error's location leads to."""
+    for part in location:
+        if isinstance(part, int):
+            continue
+        annotation = model.model_fields[part].annotation
+        candidates = [annotation, *getattr(annotation, "__args__", ())]
+        model = next(c for c in candidates if isinstance(c, type) and issubclass(c, Strict))
+    return list(model.model_fields)
+
+
+def _apply(content: dict[str, Any], override: str) -> None:
+    """Sets ``a.b=c`` in the nested ``content``; list items go by index or by their ``name``."""
+    where = f"--set {override}"
+    path, separator, text = override.partition("=")
+    if not separator or not path:
+        raise InputError(where, "is not of the form a.b=c", "write for example --set phases.0.tokens=1M")
+    *parents, last = path.split(".")
+    node: Any = content
+    for part in [*parents, None]:
+        key = last if part is None else part
+        if isinstance(node, list):
+            names = [str(item.get("name")) if isinstance(item, dict) else None for item in node]
+            if key in names:
+                key = names.index(key)
+            elif key.isdigit() and int(key) < len(node):
+                key = int(key)
+            else:
+                raise InputError(where, f"there is no item {key!r}", f"choose one of {names} or an index")
+        elif not isinstance(node, dict):
+            raise InputError(where, f"{key!r} lies under a plain value", "name a field of a mapping")
+        if part is None:
+            node[key] = yaml.safe_load(text)
+        else:
+            node = node.setdefault(key, {}) if isinstance(node, dict) else node[key]
