@@ -1,0 +1,160 @@
+"""The ordered sample stream: what a run trains on, as a function of (phases, seed, global sample index).
+
+A source is one endless stream of tokens: in each epoch its documents in a seeded order, one after another, cut at the
+context length. Where a source stands carries over from phase to phase, whatever their context lengths. Nothing depends
+on the number of processes, and nothing has to be read up to where a run resumes.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from megatron_music.corpus.indexed import IndexedSource
+from megatron_music.corpus.shuffle import EpochOrder, Mixture, Recent
+from megatron_music.errors import InputError
+
+SMALLEST_SHARE = 1e-6
+_EPOCHS_KEPT = 2
+
+
+@dataclass(frozen=True)
+class PhaseData:
+    """One phase as the data sees it: samples of ``context_tokens`` (+ 1), from sources by weight in tokens."""
+
+    context_tokens: int
+    samples: int
+    weights: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """``ids`` int32 (context + 1,) and ``kinds`` uint8 (context + 1,); inputs are [:-1], labels [1:]."""
+
+    ids: np.ndarray
+    kinds: np.ndarray
+    source: str
+
+
+class SourceStream:
+    """A source as one endless stream of tokens, epoch after epoch, each in its own seeded order."""
+
+    def __init__(self, source: IndexedSource, name: str, seed: int):
+        self.source, self.name, self.seed = source, name, seed
+        self._orders: Recent[EpochOrder] = Recent(_EPOCHS_KEPT)
+
+    def tokens(self, position: int, count: int) -> tuple[np.ndarray, np.ndarray]:
+        """Ids int32 (count,) and kinds uint8 (count,) from ``position`` of the stream on."""
+        ids, kinds = np.empty(count, np.int32), np.empty(count, np.uint8)
+        filled = 0
+        while filled < count:
+            epoch, within = divmod(position + filled, self.source.total_tokens)
+            document, offset, left = self.order(epoch).from_token(within)
+            taken = min(left, count - filled)
+            span = slice(filled, filled + taken)
+            ids[span], kinds[span] = self.source.read(document, offset, offset + taken)
+            filled += taken
+        return ids, kinds
+
+    def order(self, epoch: int) -> EpochOrder:
+        """The order of the documents in ``epoch`` (0, 1, ...)."""
+        key = ("documents", self.seed, self.name, epoch)
+        return self._orders.get_or_make(epoch, lambda: EpochOrder(self.source.lengths, key))
+
+
+class SampleStream:
+    """All samples of a run, by global index; any process may ask for any sample at any time.
+
+    Raises InputError where a source that a phase names is missing, empty or of another vocabulary than its neighbours,
+    or where a weight can't be used.
+    """
+
+    def __init__(self, corpus_folder: str | Path, phases: Sequence[PhaseData], seed: int):
+        self.folder, self.phases, self.seed = Path(corpus_folder), tuple(phases), seed
+        self._shares = [_shares(phase, f"phases[{number}]") for number, phase in enumerate(phases)]
+        names = sorted({name for shares in self._shares for name in shares})
+        self.sources = {name: SourceStream(self._open(name), name, seed) for name in names}
+        self._check_vocabularies()
+        self._mixtures = [
+            Mixture(list(shares.values()), phase.samples, ("mixture", seed, number))
+            for number, (shares, phase) in enumerate(zip(self._shares, self.phases, strict=True))
+        ]
+        self._first_samples = np.cumsum([0] + [phase.samples for phase in phases], dtype=np.int64)
+        self._first_tokens = self._tokens_at_phases()
+
+    def __len__(self) -> int:
+        return int(self._first_samples[-1])
+
+    def sample(self, index: int) -> Sample:
+        """Sample ``index`` of the run, counted over all phases."""
+        if not 0 <= index < len(self):
+            raise IndexError(f"the run has {len(self)} samples, {index} is not one of them")
+        number, within = self._phase(index)
+        phase = self.phases[number]
+        source, before = self._mixtures[number].draw(within)
+        name = list(self._shares[number])[source]
+        position = self._first_tokens[number][name] + before * phase.context_tokens
+        ids, kinds = self.sources[name].tokens(position, phase.context_tokens + 1)
+        return Sample(ids, kinds, name)
+
+    def consumed(self, index: int) -> dict[str, int]:
+        """Tokens that each source has given before global sample ``index`` (0 to ``len``, inclusive)."""
+        if not 0 <= index <= len(self):
+            raise IndexError(f"the run has {len(self)} samples, {index} is past its end")
+        number, within = self._phase(index)
+        tokens = dict(self._first_tokens[number])
+        if number < len(self.phases):
+            self._add(tokens, number, within)
+        return tokens
+
+    def _open(self, name: str) -> IndexedSource:
+        if not (self.folder / f"{name}.json").is_file():
+            there = ", ".join(sorted(path.stem for path in self.folder.glob("*.json"))) or "none"
+            raise InputError(self.folder, f"has no source {name} (there: {there})", "build it or mend the weights")
+        source = IndexedSource(self.folder / name)
+        if not source.total_tokens:
+            raise InputError(self.folder / f"{name}.bin", "holds no tokens", "build it or leave it out of the weights")
+        return source
+
+    def _phase(self, index: int) -> tuple[int, int]:
+        """Phase of a global index, and the index within it; past the last phase for ``len``."""
+        number = int(np.searchsorted(self._first_samples, index, side="right")) - 1
+        return number, index - int(self._first_samples[number])
+
+    def _check_vocabularies(self) -> None:
+        first = next(iter(self.sources), None)
+        for name in self.sources:
+            ours, theirs = (self.sources[key].source.sidecar.get("vocabulary") for key in (name, first))
+            if ours != theirs:
+                what = f"was built with the vocabulary {ours}, {first} with {theirs}"
+                raise InputError(self.folder / f"{name}.json", what, "build both with the same vocabulary file")
+
+    def _tokens_at_phases(self) -> list[dict[str, int]]:
+        """Where each source stands at the start of each phase, and at the end of the run."""
+        standing = [dict.fromkeys(self.sources, 0)]
+        for number, phase in enumerate(self.phases):
+            standing.append(dict(standing[-1]))
+            self._add(standing[-1], number, phase.samples)
+        return standing
+
+    def _add(self, tokens: dict[str, int], number: int, samples: int) -> None:
+        """Adds what each source gives in the first ``samples`` of a phase."""
+        for name, count in zip(self._shares[number], self._mixtures[number].counts(samples), strict=True):
+            tokens[name] += int(count) * self.phases[number].context_tokens
+
+
+def _shares(phase: PhaseData, where: str) -> dict[str, float]:
+    """Shares of the sources that a phase draws from, by name; a weight of 0 leaves its source out."""
+    total = math.fsum(phase.weights.values())
+    if phase.context_tokens < 1 or phase.samples < 0:
+        raise InputError(where, f"has {phase.samples} samples of {phase.context_tokens} tokens", "use positive numbers")
+    if not (math.isfinite(total) and total > 0) or min(phase.weights.values()) < 0:
+        raise InputError(f"{where}.weights", f"{phase.weights} can't be shares", "use positive weights")
+    shares = {name: weight / total for name, weight in sorted(phase.weights.items()) if weight > 0}
+    for name, share in shares.items():
+        if share < SMALLEST_SHARE:
+            what = f"gives {name} a share of {share:.1e}, less than one sample in a million"
+            raise InputError(f"{where}.weights", what, "raise it or set it to 0")
+    return shares
