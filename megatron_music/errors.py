@@ -16,3 +16,7 @@ class InputError(ValueError):
         self.where, self.what, self.mend = str(where), what, mend
         line = f"{where}: {what}" + (f"; {mend}" if mend else "")
         super().__init__(" ".join(line.split()))
+
+    def __reduce__(self):
+        """Lets the error cross from a worker process."""
+        return type(self), (self.where, self.what, self.mend)

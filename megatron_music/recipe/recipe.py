@@ -74,7 +74,6 @@ class Optimizer(Strict):
     epsilon: float = Field(1e-8, gt=0)
     weight_decay: float = Field(0.1, ge=0)
     clip_norm: float = Field(1.0, gt=0)
-    distributed: bool = Field(True, description="split the optimizer's state over the data-parallel processes")
 
 
 class LearningRate(Strict):
@@ -192,7 +191,7 @@ class Recipe(Strict):
                                  f"{layout.tensor}, which layout.sequence needs")  # fmt: skip
             if phase.batch_sequences % phase.micro_batch_sequences:
                 raise ValueError(f"{where}batch_sequences {phase.batch_sequences} is not a multiple of "
-                                 f"micro_batch_sequences {phase.micro_batch_sequences}; change one of them")  # fmt: skip
+                                 f"micro_batch_sequences {phase.micro_batch_sequences}; change one")  # fmt: skip
         return self
 
     @classmethod
@@ -233,7 +232,7 @@ class Recipe(Strict):
 
 
 def parse_strict(model: type[Strict], content: dict[str, Any], path: str | Path) -> Any:
-    """Validates ``content`` of the file at ``path`` against ``model``; raises a one-line InputError for the first fault."""
+    """Validates ``content`` of the file at ``path`` against ``model``; its first fault becomes an InputError."""
     try:
         return model.model_validate(content, context={"folder": Path(path).resolve().parent})
     except ValidationError as error:

@@ -1,0 +1,168 @@
+"""One process' share of a model in training: a forward and backward pass, an optimizer step, checkpoints."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from megatron.core import parallel_state
+from megatron.core.pipeline_parallel import get_forward_backward_func
+
+from megatron_music.engine import checkpoint
+from megatron_music.engine.network import build_chunks, distribute, transformer_config
+from megatron_music.engine.optimizer import build_optimizer
+from megatron_music.recipe.recipe import Recipe
+
+KINDS = 16
+"""Rows of the loss table: more than there are kinds of tokens."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Micro-batch of whole sequences: ``ids`` int64 and ``kinds`` uint8, (sequences, context + 1)."""
+
+    ids: np.ndarray
+    kinds: np.ndarray
+
+
+class Engine:
+    """The recipe's network on this process' place in the layout, with its optimizer.
+
+    Call ``processes.join(recipe.layout)`` first.
+    """
+
+    def __init__(self, recipe: Recipe, vocabulary_size: int):
+        self.config = transformer_config(recipe)
+        self.chunks = distribute(recipe, self.config, build_chunks(recipe, self.config, vocabulary_size))
+        self.optimizer = build_optimizer(recipe.optimizer, self.chunks, bf16=self.config.bf16)
+        self.config.grad_scale_func = self.optimizer.scale_loss
+        if self.chunks[0].ddp_config.overlap_param_gather:
+            starts = [chunk.start_param_sync for chunk in self.chunks]
+            self.config.param_sync_func = starts if len(starts) > 1 else starts[0]
+        self.vocabulary_size = vocabulary_size
+        self.device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else "cpu"
+        self._schedule = get_forward_backward_func()
+        self._positions: dict[int, torch.Tensor] = {}
+
+    @property
+    def data_rank(self) -> int:
+        """Which share of every batch this process takes."""
+        return parallel_state.get_data_parallel_rank()
+
+    @property
+    def data_processes(self) -> int:
+        """Into how many shares every batch is cut."""
+        return parallel_state.get_data_parallel_world_size()
+
+    def forward_backward(self, batches: Sequence[Batch], train: bool = True) -> torch.Tensor:
+        """Runs all micro-batches of this process; with ``train`` also backward and the reduction.
+
+        Returns the loss table of this process: (2, KINDS), sums of nats and counts of tokens by kind; zeros where
+        another process holds the end of the pipeline or the same tensor-parallel result.
+        """
+        table = torch.zeros(2, KINDS, dtype=torch.float64, device=self.device)
+
+        def forward_step(iterator, chunk):
+            batch = next(iterator)
+            ids = torch.from_numpy(batch.ids).to(self.device, non_blocking=True)
+            kinds = torch.from_numpy(batch.kinds).to(self.device, non_blocking=True)
+            losses = chunk(ids[:, :-1], self._positions_of(batch), None, labels=ids[:, 1:].contiguous())
+
+            def mean_loss(losses: torch.Tensor) -> tuple[torch.Tensor, dict]:
+                # The schedule divides the loss in place: the table must not share its memory.
+                _add_by_kind(table, losses.detach(), kinds[:, 1:])
+                return losses.float().mean(), {}
+
+            return losses, mean_loss
+
+        for chunk in self.chunks:
+            chunk.train(train)
+            if train:
+                chunk.zero_grad_buffer()
+        if train:
+            self.optimizer.zero_grad()
+        with torch.set_grad_enabled(train):
+            self._schedule(
+                forward_step_func=forward_step,
+                # Every run of layers reads the batches on its own: the first for the ids, the last for the labels.
+                data_iterator=[iter(batches) for _ in self.chunks],
+                model=self.chunks,
+                num_microbatches=len(batches),
+                seq_length=batches[0].ids.shape[1] - 1,
+                micro_batch_size=batches[0].ids.shape[0],
+                forward_only=not train,
+            )
+        if parallel_state.get_tensor_model_parallel_rank() > 0:
+            table.zero_()
+        return table
+
+    def step(self, learning_rate: float) -> float:
+        """Clips, updates the parameters and returns the gradient's norm over all processes before clipping."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate
+        _, gradient_norm, _ = self.optimizer.step()
+        return float(gradient_norm)
+
+    def logits(self, ids_BT: np.ndarray) -> torch.Tensor:
+        """Logits of every position, (B, T, vocabulary) FP32, on every process; B x T ids, the same on all of them.
+
+        T must be a multiple of the tensor-parallel size where the layout splits the sequence.
+        """
+        collected: list[torch.Tensor] = []
+        # An interleaved schedule wants as many micro-batches as stages: the same one, of which the first counts.
+        copies = parallel_state.get_pipeline_model_parallel_world_size() if len(self.chunks) > 1 else 1
+
+        def forward_step(iterator, chunk):
+            ids = torch.from_numpy(next(iterator)).to(self.device)
+            positions = torch.arange(ids.shape[1], device=self.device).expand_as(ids)
+            return chunk(ids, positions, None), lambda logits, non_loss_data: collected.append(logits)
+
+        for chunk in self.chunks:
+            chunk.eval()
+        with torch.no_grad():
+            self._schedule(
+                forward_step_func=forward_step,
+                data_iterator=[iter([ids_BT] * copies) for _ in self.chunks],
+                model=self.chunks,
+                num_microbatches=copies,
+                seq_length=ids_BT.shape[1],
+                micro_batch_size=ids_BT.shape[0],
+                forward_only=True,
+                collect_non_loss_data=True,
+            )
+        shape = (*ids_BT.shape, self.vocabulary_size)
+        if collected:
+            # (batch, sequence, share of the vocabulary) on every tensor-parallel process.
+            share = collected[0].float().contiguous()
+            shares = [torch.empty_like(share) for _ in range(parallel_state.get_tensor_model_parallel_world_size())]
+            torch.distributed.all_gather(shares, share, group=parallel_state.get_tensor_model_parallel_group())
+            logits = torch.cat(shares, dim=-1)
+        else:
+            logits = torch.empty(shape, dtype=torch.float32, device=self.device)
+        if parallel_state.get_pipeline_model_parallel_world_size() > 1:
+            last = parallel_state.get_pipeline_model_parallel_last_rank()
+            torch.distributed.broadcast(logits, last, group=parallel_state.get_pipeline_model_parallel_group())
+        return logits
+
+    def save(self, folder: Path) -> None:
+        """Writes weights and optimizer as a distributed checkpoint into the empty ``folder``; all processes call it."""
+        checkpoint.save(folder, self.chunks, self.optimizer)
+
+    def load(self, folder: Path, with_optimizer: bool = True) -> None:
+        """Reads a distributed checkpoint of the same network, written on any layout; all processes call it."""
+        checkpoint.load(folder, self.chunks, self.optimizer if with_optimizer else None)
+        if not with_optimizer:
+            self.optimizer.reload_model_params()
+
+    def _positions_of(self, batch: Batch) -> torch.Tensor:
+        sequences, length = batch.ids.shape[0], batch.ids.shape[1] - 1
+        if length not in self._positions:
+            self._positions[length] = torch.arange(length, device=self.device)
+        return self._positions[length].expand(sequences, length)
+
+
+def _add_by_kind(table: torch.Tensor, losses: torch.Tensor, kinds: torch.Tensor) -> None:
+    index = kinds.reshape(-1).long()
+    table[0].index_add_(0, index, losses.reshape(-1).double())
+    table[1].index_add_(0, index, torch.ones_like(index, dtype=torch.float64))

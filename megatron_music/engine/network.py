@@ -1,0 +1,141 @@
+"""The Llama network, assembled from megatron-core's parts for this process' place in the layout."""
+
+from importlib.util import find_spec
+
+import torch
+from megatron.core import parallel_state, tensor_parallel
+from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
+from megatron.core.models.gpt import GPTModel
+from megatron.core.transformer.module import Float16Module
+from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
+from megatron.core.transformer.transformer_config import TransformerConfig
+
+from megatron_music.engine.layers import local_block_spec
+from megatron_music.recipe.recipe import Recipe
+
+
+def transformer_engine_present() -> bool:
+    """Whether Transformer Engine's layers can be used: it is installed and there is a GPU."""
+    return torch.cuda.is_available() and find_spec("transformer_engine") is not None
+
+
+def transformer_config(recipe: Recipe) -> TransformerConfig:
+    """Megatron-core's configuration of the recipe's network, layout and precision."""
+    network, layout = recipe.network, recipe.layout
+    dtype = torch.bfloat16 if recipe.precision == "bf16" else torch.float32
+    on_gpu, fused = torch.cuda.is_available(), transformer_engine_present()
+    return TransformerConfig(
+        num_layers=network.layers,
+        hidden_size=network.hidden_size,
+        num_attention_heads=network.attention_heads,
+        num_query_groups=network.key_value_heads,
+        ffn_hidden_size=network.ffn_hidden_size,
+        normalization="RMSNorm",
+        layernorm_epsilon=network.norm_epsilon,
+        gated_linear_unit=True,
+        activation_func=torch.nn.functional.silu,
+        add_bias_linear=False,
+        attention_dropout=0.0,
+        hidden_dropout=0.0,
+        init_method_std=network.init_std,
+        tensor_model_parallel_size=layout.tensor,
+        pipeline_model_parallel_size=layout.pipeline,
+        virtual_pipeline_model_parallel_size=layout.interleave if layout.interleave > 1 else None,
+        sequence_parallel=layout.sequence,
+        params_dtype=dtype,
+        pipeline_dtype=dtype,
+        bf16=recipe.precision == "bf16",
+        use_cpu_initialization=not on_gpu,
+        # Gloo mixes up batched sends and receives: stages then train on each other's tensors without an error.
+        batch_p2p_comm=on_gpu,
+        apply_rope_fusion=fused,
+        bias_activation_fusion=fused,
+        masked_softmax_fusion=False,
+        bias_dropout_fusion=False,
+        gradient_accumulation_fusion=False,
+        deallocate_pipeline_outputs=True,
+    )
+
+
+class Llama(GPTModel):
+    """Megatron-core's GPT with the cross entropy that is fastest for the layout."""
+
+    def compute_language_model_loss(self, labels: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+        """Cross entropy of every position, FP32.
+
+        Args:
+            labels: (batch, sequence) ids.
+            logits: (sequence, batch, this process' share of the vocabulary).
+
+        Returns:
+            (batch, sequence) nats.
+        """
+        labels_sb = labels.transpose(0, 1)
+        if self.config.tensor_model_parallel_size > 1:
+            losses = tensor_parallel.vocab_parallel_cross_entropy(logits.float(), labels_sb.contiguous())
+        else:
+            losses = torch.nn.functional.cross_entropy(
+                logits.reshape(-1, logits.shape[-1]).float(), labels_sb.reshape(-1), reduction="none"
+            ).view_as(labels_sb)
+        return losses.transpose(0, 1)
+
+
+def build_chunks(recipe: Recipe, config: TransformerConfig, vocabulary_size: int) -> list[torch.nn.Module]:
+    """This process' runs of layers (one, unless the pipeline is interleaved), drawn from the recipe's seed.
+
+    The last run's ``forward(ids, positions, None, labels=labels)`` gives losses, or logits without labels.
+    """
+    interleave = config.virtual_pipeline_model_parallel_size
+    tensor_parallel.model_parallel_cuda_manual_seed(recipe.seed)
+    torch.manual_seed(recipe.seed + 100 * parallel_state.get_pipeline_model_parallel_rank())
+    chunks = []
+    for stage in range(interleave or 1):
+        stage_index = stage if interleave else None
+        chunk = Llama(
+            config=config,
+            transformer_layer_spec=_block_spec(config, stage_index),
+            vocab_size=vocabulary_size,
+            max_sequence_length=recipe.network.position_limit,
+            pre_process=parallel_state.is_pipeline_first_stage(ignore_virtual=False, vp_stage=stage_index),
+            post_process=parallel_state.is_pipeline_last_stage(ignore_virtual=False, vp_stage=stage_index),
+            share_embeddings_and_output_weights=False,
+            position_embedding_type="rope",
+            rotary_base=recipe.network.rope_base,
+            vp_stage=stage_index,
+        )
+        if torch.cuda.is_available():
+            chunk.cuda(torch.cuda.current_device())
+        chunks.append(Float16Module(config, chunk) if config.bf16 else chunk)
+    return chunks
+
+
+def _block_spec(config: TransformerConfig, stage: int | None) -> TransformerBlockSubmodules:
+    if transformer_engine_present():
+        from megatron.core.models.gpt.gpt_layer_specs import get_gpt_decoder_block_spec
+
+        return get_gpt_decoder_block_spec(config, use_transformer_engine=True, vp_stage=stage)
+    return local_block_spec(config.num_layers // (config.pipeline_model_parallel_size * (
+        config.virtual_pipeline_model_parallel_size or 1)))  # fmt: skip
+
+
+def distribute(recipe: Recipe, config: TransformerConfig, chunks: list[torch.nn.Module]) -> list[torch.nn.Module]:
+    """Wraps the chunks for data parallelism and tells the schedule how gradients are reduced."""
+    overlap = recipe.layout.overlap and parallel_state.get_data_parallel_world_size() > 1
+    data_parallel = DistributedDataParallelConfig(
+        grad_reduce_in_fp32=True,
+        overlap_grad_reduce=overlap,
+        overlap_param_gather=overlap,
+        use_distributed_optimizer=True,
+    )
+    wrapped = [
+        # Later chunks finish their backward first; a bucket of their own would only delay the last reduction.
+        DistributedDataParallel(config, data_parallel, chunk, disable_bucketing=index > 0)
+        for index, chunk in enumerate(chunks)
+    ]
+    config.finalize_model_grads_func = finalize_model_grads
+    if overlap:
+        no_sync = [chunk.no_sync for chunk in wrapped]
+        config.no_sync_func = no_sync if len(wrapped) > 1 else no_sync[0]
+        if len(wrapped) > 1:
+            config.grad_sync_func = [chunk.start_grad_sync for chunk in wrapped]
+    return wrapped
