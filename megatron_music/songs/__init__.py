@@ -1,0 +1,1 @@
+"""Songs: their tracks, segments and tags, manifests of them, and their codes on disk."""

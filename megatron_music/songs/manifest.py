@@ -1,0 +1,261 @@
+"""Manifests: JSON lines in the field names of YuE's finetuning data, one song each.
+
+A line that is not a usable song becomes a Reject that names the rule and the line; it never raises.
+"""
+
+import json
+import math
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from megatron_music.errors import InputError
+from megatron_music.files import atomic_path
+from megatron_music.songs.song import Reject, Rejected, Segment, Song, rebase_reference
+
+CODES_FIELDS = {"mix": "codec", "vocals": "vocals_codec", "accompaniment": "instrumental_codec"}
+AUDIO_FIELDS = {"mix": "audio", "vocals": "vocals_audio", "accompaniment": "instrumental_audio"}
+REJECT_FIELDS = ("id", "rule", "detail", "where")
+LYRICS, SEGMENTS = "splitted_lyrics", "segmented_lyrics"
+KNOWN_FIELDS = {
+    "id", "audio_length_in_sec", "msa", "genres", "language", LYRICS, *CODES_FIELDS.values(), *AUDIO_FIELDS.values()
+}  # fmt: skip
+SEGMENT_FIELDS = {"codec_frame_start", "codec_frame_end", "line_content"}
+
+
+def read_manifest(path: str | Path) -> Iterator[Song | Reject]:
+    """Songs of a manifest in file order, and a Reject for every line that is not one; empty lines count as nothing.
+
+    The first of several songs with one id is kept. Raises InputError, at the call, where the file can't be opened.
+    """
+    path = Path(path)
+    try:
+        file = path.open("rb")
+    except FileNotFoundError:
+        raise InputError(path, "no such file", "name a manifest of JSON lines") from None
+    except OSError as error:
+        raise InputError(path, f"can't be read ({error.strerror})", "name a manifest of JSON lines") from None
+    return _songs(file, path)
+
+
+def _songs(file: BinaryIO, path: Path) -> Iterator[Song | Reject]:
+    seen: set[str] = set()
+    with file:
+        for number, line in enumerate(file, start=1):
+            if not line.strip():
+                continue
+            id = ""
+            try:
+                content = _parse(line)
+                id = _id(content)
+                song = _song(content, id, path.parent)
+                if id in seen:
+                    raise Rejected("duplicate_id", f"another line above has the id {id}")
+                seen.add(id)
+                yield song
+            except Rejected as rejected:
+                yield Reject(id, rejected.rule, rejected.detail, f"{path}: line {number}")
+
+
+def write_manifest(path: str | Path, songs: Iterable[Song]) -> None:
+    """Writes songs as a manifest, whole or not at all; their relative paths are made relative to its folder."""
+    path = Path(path)
+    with atomic_path(path) as temporary:
+        # A lone surrogate, which JSON can spell but UTF-8 can't, comes out as the escape that JSON spells it with.
+        with temporary.open("w", encoding="utf-8", errors="backslashreplace") as file:
+            for song in songs:
+                file.write(json.dumps(_content(song, path.parent), ensure_ascii=False) + "\n")
+
+
+def write_rejects(path: str | Path, rejects: Iterable[Reject]) -> None:
+    """Writes rejects as a Parquet table with the columns id, rule, detail and where, all text."""
+    rows = list(rejects)
+    columns = {
+        name: pa.array([_printable(getattr(row, name)) for row in rows], type=pa.string()) for name in REJECT_FIELDS
+    }
+    with atomic_path(path) as temporary:
+        pq.write_table(pa.table(columns), temporary)
+
+
+def read_rejects(path: str | Path) -> list[Reject]:
+    """Reads what ``write_rejects`` wrote; raises InputError where the file is missing or not such a table."""
+    try:
+        columns = pq.read_table(path, columns=list(REJECT_FIELDS)).to_pydict()
+        return [Reject(*row) for row in zip(*(columns[name] for name in REJECT_FIELDS), strict=True)]
+    except FileNotFoundError:
+        raise InputError(path, "no such file", "name a rejects.parquet") from None
+    except (pa.ArrowException, OSError, KeyError) as error:
+        raise InputError(path, f"is not a table of rejects ({error})", "name a rejects.parquet") from None
+
+
+def _printable(text: str) -> str:
+    return text.encode("utf-8", errors="backslashreplace").decode("utf-8")
+
+
+def _parse(line: bytes) -> dict[str, Any]:
+    try:
+        content = json.loads(line.decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise Rejected("not_utf8", f"byte {error.start} of the line is not UTF-8") from None
+    except (ValueError, RecursionError) as error:
+        raise Rejected("not_json", str(error)) from None
+    if not isinstance(content, dict):
+        raise Rejected("not_json", f"the line holds a {type(content).__name__}, not an object of fields")
+    return content
+
+
+def _id(content: dict[str, Any]) -> str:
+    id = content.get("id")
+    if id is None:
+        raise Rejected("missing_id", "the line has no id")
+    if isinstance(id, int) and not isinstance(id, bool):
+        id = str(id)
+    if not isinstance(id, str) or not id.strip():
+        raise Rejected("wrong_type", f"id is {_shown(id)}, not a text")
+    return _text(id, "id")
+
+
+def _song(content: dict[str, Any], id: str, folder: Path) -> Song:
+    lyrics = _typed(content, LYRICS, dict, "an object", {})
+    segments = _typed(lyrics, SEGMENTS, list, "a list", [], f"{LYRICS}.{SEGMENTS}")
+    extra = {name: value for name, value in content.items() if name not in KNOWN_FIELDS}
+    further_lyrics = {name: value for name, value in lyrics.items() if name != SEGMENTS}
+    if further_lyrics:
+        extra[LYRICS] = further_lyrics
+    return Song(
+        id=id,
+        codes=_references(content, CODES_FIELDS),
+        audio=_references(content, AUDIO_FIELDS),
+        duration_s=_duration(content),
+        genres=_optional_text(content, "genres") or "",
+        segments=[_segment(segment, index) for index, segment in enumerate(segments)],
+        structure=_structure(content),
+        language=_optional_text(content, "language"),
+        folder=folder,
+        extra=extra,
+    )
+
+
+def _references(content: dict[str, Any], fields: dict[str, str]) -> dict[str, str]:
+    found = {track: _optional_text(content, name) for track, name in fields.items()}
+    return {track: reference for track, reference in found.items() if reference}
+
+
+def _duration(content: dict[str, Any]) -> float | None:
+    name = "audio_length_in_sec"
+    if content.get(name) is None:
+        return None
+    duration_s = _number(content[name], name)
+    if duration_s <= 0:
+        raise Rejected("duration", f"{name} is {duration_s:g}, not above 0")
+    return duration_s
+
+
+def _structure(content: dict[str, Any]) -> list[dict[str, Any]]:
+    sections = _typed(content, "msa", list, "a list", [])
+    for index, section in enumerate(sections):
+        where = f"msa[{index}]"
+        if not isinstance(section, dict):
+            raise Rejected("wrong_type", f"{where} is {_shown(section)}, not an object")
+        for name in ("start", "end", "label"):
+            if name not in section:
+                raise Rejected("missing_field", f"{where} has no {name}")
+        if _number(section["start"], f"{where}.start") > _number(section["end"], f"{where}.end"):
+            raise Rejected("structure", f"{where} ends at {section['end']} s, before it starts at {section['start']} s")
+        _text(section["label"], f"{where}.label")
+    return sections
+
+
+def _segment(segment: Any, index: int) -> Segment:
+    where = f"{SEGMENTS}[{index}]"
+    if not isinstance(segment, dict):
+        raise Rejected("wrong_type", f"{where} is {_shown(segment)}, not an object")
+    for name in sorted(SEGMENT_FIELDS):
+        if segment.get(name) is None:
+            raise Rejected("missing_field", f"{where} has no {name}")
+    text = _text(segment["line_content"], f"{where}.line_content")
+    frames = [_frame(segment[name], f"{where}.{name}") for name in ("codec_frame_start", "codec_frame_end")]
+    if frames[0] > frames[1]:
+        raise Rejected("segment_frames", f"{where} ends at frame {frames[1]}, before it starts at frame {frames[0]}")
+    return Segment(text, *frames, {name: value for name, value in segment.items() if name not in SEGMENT_FIELDS})
+
+
+def _frame(value: Any, where: str) -> int:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise Rejected("wrong_type", f"{where} is {_shown(value)}, not a whole number")
+    if value < 0:
+        raise Rejected("segment_frames", f"{where} is {value}, below 0")
+    return value
+
+
+def _number(value: Any, where: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise Rejected("wrong_type", f"{where} is {_shown(value)}, not a number")
+    try:
+        number = float(value)
+    except OverflowError:
+        number = math.inf
+    if not math.isfinite(number):
+        raise Rejected("wrong_type", f"{where} is not a finite number")
+    return number
+
+
+def _text(value: Any, where: str) -> str:
+    if not isinstance(value, str):
+        raise Rejected("wrong_type", f"{where} is {_shown(value)}, not a text")
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError:
+        raise Rejected("not_utf8", f"{where} holds half of a surrogate pair") from None
+    return value
+
+
+def _optional_text(content: dict[str, Any], name: str) -> str | None:
+    return None if content.get(name) is None else _text(content[name], name)
+
+
+def _typed(content: dict[str, Any], name: str, type: type, noun: str, default: Any, where: str | None = None) -> Any:
+    value = content.get(name)
+    if value is None:
+        return default
+    if not isinstance(value, type):
+        raise Rejected("wrong_type", f"{where or name} is {_shown(value)}, not {noun}")
+    return value
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 40 else text[:37] + "..."
+
+
+def _content(song: Song, folder: Path) -> dict[str, Any]:
+    """The fields of one line, in the order of YuE's data, unknown ones last."""
+    content: dict[str, Any] = {"id": song.id}
+    for fields, references in ((CODES_FIELDS, song.codes), (AUDIO_FIELDS, song.audio)):
+        for track, name in fields.items():
+            if track in references:
+                content[name] = rebase_reference(references[track], song.folder, folder)
+    if song.duration_s is not None:
+        content["audio_length_in_sec"] = song.duration_s
+    if song.structure:
+        content["msa"] = song.structure
+    content["genres"] = song.genres
+    if song.language is not None:
+        content["language"] = song.language
+    extra = dict(song.extra)
+    further_lyrics = extra.pop(LYRICS, {})
+    segments = [
+        {
+            **segment.extra,
+            "codec_frame_start": segment.start_frame,
+            "codec_frame_end": segment.end_frame,
+            "line_content": segment.text,
+        }
+        for segment in song.segments
+    ]
+    if segments or further_lyrics:
+        content[LYRICS] = {**further_lyrics, SEGMENTS: segments}
+    return {**content, **extra}
