@@ -1,0 +1,1 @@
+"""From two exported models, lyrics and tags to a song."""

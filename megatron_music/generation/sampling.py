@@ -1,0 +1,100 @@
+"""How the next id is drawn: guidance, repetition penalty, temperature, top-k, top-p.
+
+The order is the reference program's (transformers' `generate`): guidance and penalty act on log-probabilities over the
+whole vocabulary, then the ids that are not allowed fall away, then temperature, top-k and top-p.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+
+import torch
+
+from megatron_music.errors import InputError
+
+
+@dataclass(frozen=True)
+class SamplingSettings:
+    """The settings published with YuE are the defaults.
+
+    Attributes:
+        temperature: divides the log-probabilities; 0 takes the most probable id.
+        top_k: only the k most probable ids are drawn from; 0 is off.
+        top_p: only the fewest ids that together reach this probability are drawn from; 1 is off.
+        repetition_penalty: factor on the log-probability of ids that are in the context; 1 is off.
+        guidance_first: classifier-free guidance scale of the first segment; 1 is off.
+        guidance_rest: the same for all further segments.
+        min_new_tokens: audio tokens of a segment before it may end.
+        max_new_tokens: audio tokens of a segment after which it ends.
+    """
+
+    temperature: float = 1.0
+    top_k: int = 50
+    top_p: float = 0.93
+    repetition_penalty: float = 1.1
+    guidance_first: float = 1.5
+    guidance_rest: float = 1.2
+    min_new_tokens: int = 100
+    max_new_tokens: int = 3000
+
+    def __post_init__(self):
+        limits = {
+            "temperature": (0.0, 100.0),
+            "top_k": (0, 2**31),
+            "top_p": (1e-6, 1.0),
+            "repetition_penalty": (1e-3, 100.0),
+            "guidance_first": (0.0, 100.0),
+            "guidance_rest": (0.0, 100.0),
+            "min_new_tokens": (0, 2**31),
+            "max_new_tokens": (2, 2**31),
+        }
+        for field in fields(self):
+            value, (low, high) = getattr(self, field.name), limits[field.name]
+            if not low <= value <= high:
+                raise InputError(field.name, f"{value} is outside {low} to {high}", "choose a value in this range")
+        if self.min_new_tokens > self.max_new_tokens:
+            raise InputError(
+                "min_new_tokens", f"{self.min_new_tokens} is more than max_new_tokens", "lower it or raise the other"
+            )
+
+
+def guide(conditional: torch.Tensor, unconditional: torch.Tensor | None, scale: float) -> torch.Tensor:
+    """Classifier-free guidance: ``u + scale * (c - u)`` on the log-probabilities c and u of logits of shape (V,)."""
+    conditional = torch.log_softmax(conditional, dim=-1)
+    if unconditional is None:
+        return conditional
+    unconditional = torch.log_softmax(unconditional, dim=-1)
+    return unconditional + scale * (conditional - unconditional)
+
+
+def penalise(scores: torch.Tensor, seen: torch.Tensor, penalty: float) -> torch.Tensor:
+    """Makes the ids in the boolean mask ``seen`` less probable (Keskar et al. 2019, arXiv 1909.05858)."""
+    if penalty == 1:
+        return scores
+    return torch.where(seen, torch.where(scores < 0, scores * penalty, scores / penalty), scores)
+
+
+def choose(
+    scores: torch.Tensor, allowed: Sequence[range], settings: SamplingSettings, generator: torch.Generator
+) -> int:
+    """Draws one of the allowed ids by its score, shape (V,), after temperature, top-k and top-p.
+
+    The draw is made on the CPU in float32 from ``generator``, so that a seed means the same on every device.
+    """
+    candidates = torch.cat([scores[ids.start : ids.stop] for ids in allowed]).float().cpu()
+    if settings.temperature == 0:
+        return _id_at(allowed, int(candidates.argmax()))
+    count = len(candidates) if settings.top_k == 0 else min(settings.top_k, len(candidates))
+    values, places = torch.topk(candidates / settings.temperature, count)
+    probabilities = torch.softmax(values, dim=-1)
+    # An id stays as long as the more probable ones before it do not reach top_p; the first one always stays.
+    before = probabilities.cumsum(-1) - probabilities
+    kept = torch.where((before < settings.top_p) | (before == 0), probabilities, 0.0)
+    return _id_at(allowed, int(places[torch.multinomial(kept, 1, generator=generator)]))
+
+
+def _id_at(allowed: Sequence[range], place: int) -> int:
+    for ids in allowed:
+        if place < len(ids):
+            return ids[place]
+        place -= len(ids)
+    raise IndexError(place)

@@ -1,0 +1,79 @@
+"""Model folders that can't be used end in one line."""
+
+import json
+
+import pytest
+
+from megatron_music.errors import InputError
+from megatron_music.generation.models import ModelFolder, check_pair
+
+
+def refused(action, message):
+    with pytest.raises(InputError, match=message) as caught:
+        action()
+    assert "\n" not in str(caught.value)
+
+
+def change_config(folder, **fields):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | fields))
+
+
+@pytest.mark.parametrize("name", ["config.json", "vocabulary.yaml", "model.safetensors"])
+def test_missing_files_are_named(make_model, name):
+    folder = make_model("stage1")
+    (folder / name).unlink()
+    refused(lambda: ModelFolder.open(folder), name.split(".")[-1])
+
+
+def test_a_missing_folder_and_a_missing_tokenizer(make_model, tmp_path):
+    refused(lambda: ModelFolder.open(tmp_path / "nowhere"), "no such model folder")
+    folder = make_model("stage1")
+    (folder / "tokenizer.model").unlink()
+    refused(ModelFolder.open(folder).tokenizer, "has no tokenizer.model")
+
+
+@pytest.mark.parametrize(
+    "fields, message",
+    [
+        ({"model_type": "gpt2"}, "model_type is not llama"),
+        ({"vocab_size": 512}, "vocab_size 512 is not vocabulary.yaml's padded_size 384"),
+        ({"max_position_embeddings": None}, "max_position_embeddings is missing"),
+    ],
+)
+def test_configs_that_do_not_fit(make_model, fields, message):
+    folder = make_model("stage1")
+    change_config(folder, **fields)
+    refused(lambda: ModelFolder.open(folder), message)
+
+
+def test_weights_that_do_not_load(make_model):
+    folder = make_model("stage1")
+    (folder / "model.safetensors").write_bytes(b"not tensors")
+    refused(ModelFolder.open(folder).network, "can't be loaded")
+    other = make_model("other")
+    change_config(other, hidden_size=64)
+    refused(ModelFolder.open(other).network, "can't be loaded")
+
+
+def test_rotary_embeddings_that_depend_on_the_length_are_refused(make_model):
+    folder = make_model("stage1")
+    change_config(folder, rope_parameters={"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 2.0})
+    refused(ModelFolder.open(folder).network, "rope_type dynamic can't be decoded")
+
+
+def test_models_of_two_vocabularies_or_codecs_do_not_pair(make_model):
+    one, other = make_model("one"), make_model("other", seed=1)
+    check_pair(ModelFolder.open(one), ModelFolder.open(other))
+    for folder, content in ((one, b"a"), (other, b"b")):
+        (folder / "codec").mkdir()
+        (folder / "codec" / "codebooks.npz").write_bytes(content)
+    refused(lambda: check_pair(ModelFolder.open(one), ModelFolder.open(other)), "other/codec: is not the codec of")
+    third = make_model("third", name="another")
+    refused(lambda: check_pair(ModelFolder.open(one), ModelFolder.open(third)), "is not the vocabulary of")
+
+
+def test_fingerprints_tell_exports_apart(make_model):
+    one, same, other = make_model("one"), make_model("same"), make_model("other", seed=1)
+    prints = [ModelFolder.open(folder).fingerprint() for folder in (one, same, other)]
+    assert prints[0] == prints[1] != prints[2]

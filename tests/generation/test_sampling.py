@@ -1,0 +1,94 @@
+"""Sampling against transformers' processors, which the reference program uses."""
+
+import pytest
+import torch
+from transformers import RepetitionPenaltyLogitsProcessor, TopKLogitsWarper, TopPLogitsWarper
+
+from megatron_music.errors import InputError
+from megatron_music.generation.sampling import SamplingSettings, choose, guide, penalise
+
+
+@pytest.fixture
+def scores():
+    return torch.randn(400, generator=torch.Generator().manual_seed(3)) * 3
+
+
+def draws(scores, allowed, settings, number=4000):
+    generator = torch.Generator().manual_seed(0)
+    counts = torch.zeros(len(scores))
+    for _ in range(number):
+        counts[choose(scores, allowed, settings, generator)] += 1
+    return counts / number
+
+
+def test_published_settings_are_the_defaults():
+    settings = SamplingSettings()
+    assert (settings.temperature, settings.top_k, settings.top_p, settings.repetition_penalty) == (1.0, 50, 0.93, 1.1)
+    assert (settings.guidance_first, settings.guidance_rest) == (1.5, 1.2)
+    assert (settings.min_new_tokens, settings.max_new_tokens) == (100, 3000)
+
+
+def test_guidance_is_taken_between_log_probabilities():
+    conditional, unconditional = torch.tensor([2.0, 0.0, -1.0]), torch.tensor([0.0, 1.0, 5.0])
+    c, u = torch.log_softmax(conditional, -1), torch.log_softmax(unconditional, -1)
+    torch.testing.assert_close(guide(conditional, unconditional, 1.5), u + 1.5 * (c - u))
+    torch.testing.assert_close(guide(conditional, unconditional, 1.0), c)
+    torch.testing.assert_close(guide(conditional, None, 1.0), c)
+
+
+def test_penalty_equals_transformers(scores):
+    seen_ids = [3, 5, 5, 17, 399]
+    seen = torch.zeros(400, dtype=torch.bool)
+    seen[seen_ids] = True
+    expected = RepetitionPenaltyLogitsProcessor(1.1)(torch.tensor([seen_ids]), scores[None].clone())[0]
+    torch.testing.assert_close(penalise(scores, seen, 1.1), expected)
+    assert penalise(scores, seen, 1.0) is scores
+
+
+def test_draws_follow_transformers_distribution_over_the_allowed_ids(scores):
+    allowed = [range(100, 300), range(7, 8)]
+    masked = torch.full_like(scores, -torch.inf)
+    for ids in allowed:
+        masked[ids.start : ids.stop] = scores[ids.start : ids.stop]
+    warped = TopPLogitsWarper(0.8)(None, TopKLogitsWarper(20)(None, masked[None] / 1.7))[0]
+    expected = torch.softmax(warped, -1)
+    found = draws(scores, allowed, SamplingSettings(temperature=1.7, top_k=20, top_p=0.8))
+    assert set(found.nonzero().flatten().tolist()) == set(expected.nonzero().flatten().tolist())
+    assert (found - expected).abs().max() < 0.03
+
+
+def test_seeds_repeat_and_differ(scores):
+    def sequence(seed):
+        generator = torch.Generator().manual_seed(seed)
+        return [choose(scores, [range(0, 400)], SamplingSettings(), generator) for _ in range(30)]
+
+    assert sequence(1) == sequence(1) != sequence(2)
+
+
+def test_zero_temperature_takes_the_most_probable_allowed_id(scores):
+    generator = torch.Generator().manual_seed(0)
+    best = 50 + int(scores[50:90].argmax())
+    settings = SamplingSettings(temperature=0)
+    assert choose(scores, [range(50, 90)], settings, generator) == best
+    assert choose(scores, [range(best + 1, 90), range(best, best + 1)], settings, generator) == best
+
+
+@pytest.mark.parametrize(
+    "field, value",
+    [
+        ("temperature", -1),
+        ("top_k", -1),
+        ("top_p", 0),
+        ("top_p", 1.5),
+        ("repetition_penalty", 0),
+        ("max_new_tokens", 1),
+    ],
+)
+def test_settings_out_of_range_are_named(field, value):
+    with pytest.raises(InputError, match=f"^{field}"):
+        SamplingSettings(**{field: value})
+
+
+def test_a_minimum_above_the_maximum_is_refused():
+    with pytest.raises(InputError, match="min_new_tokens: 20 is more than max_new_tokens"):
+        SamplingSettings(min_new_tokens=20, max_new_tokens=10)
