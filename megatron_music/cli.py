@@ -1,0 +1,187 @@
+"""The command line: one command a verb, no logic."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from megatron_music.errors import InputError
+
+app = typer.Typer(
+    name="megatron-music",
+    help="Pretrain music language models on megatron-core: from songs to codec tokens to a model that sings.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+
+Processes = Annotated[int | None, typer.Option(min=1, help="Processes on this machine.", show_default="chosen")]
+
+
+@app.callback()
+def options(
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+) -> None:
+    """Options that stand before the verb; ``main`` reads ``--debug`` itself."""
+
+
+@app.command(epilog="Example: megatron-music songbook runs/quickstart/songs --takes 6")
+def songbook(
+    out: Annotated[Path, typer.Argument(help="Folder for stems and manifest.")],
+    source: Annotated[Path, typer.Option(help="Folder of .abc files.")] = Path("examples/songbook"),
+    takes: Annotated[int, typer.Option(min=1, help="Renderings of every song: key, tempo, voice, band.")] = 1,
+    seed: Annotated[int, typer.Option(help="Seed of the takes.")] = 0,
+    processes: Processes = None,
+) -> None:
+    """Render the public-domain songs to vocals, accompaniment, mix and a manifest."""
+    from megatron_music.songs.songbook import render_songbook
+
+    render_songbook(source, out, takes=takes, seed=seed, processes=processes)
+
+
+@app.command(epilog="Example: megatron-music tokenizer songs/manifest.jsonl tokenizer.model --size 1024")
+def tokenizer(
+    manifest: Annotated[Path, typer.Argument(help="Manifest whose lyrics and tags are learned from.")],
+    out: Annotated[Path, typer.Argument(help="SentencePiece model to write.")],
+    size: Annotated[int, typer.Option(min=300, help="Pieces; the vocabulary file's text.size.")] = 1024,
+) -> None:
+    """Train a SentencePiece text model on the lyrics and tags of a manifest."""
+    from megatron_music.documents.texts import texts_of_manifest
+    from megatron_music.vocabulary.text import train_text_tokenizer
+
+    train_text_tokenizer(texts_of_manifest(manifest), out, size)
+
+
+@app.command(epilog="Example: megatron-music encode songs/manifest.jsonl codes --codec xcodec --weights FOLDER")
+def encode(
+    manifest: Annotated[Path, typer.Argument(help="Manifest with audio paths.")],
+    out: Annotated[Path, typer.Argument(help="Folder for code shards and the new manifest.")],
+    codec: Annotated[str, typer.Option(help="xcodec, encodec, dac, or embedded (fitted here).")] = "embedded",
+    weights: Annotated[str | None, typer.Option(help="Folder, checkpoint file or hub name of the codec.")] = None,
+    codebooks: Annotated[int, typer.Option(min=1, max=8, help="Codebooks of the embedded codec.")] = 8,
+    codebook_size: Annotated[int, typer.Option(min=2, max=1024, help="Codes of each of them.")] = 1024,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    processes: Processes = None,
+) -> None:
+    """Turn audio into codec codes, in Parquet shards; run again, it goes on where it was stopped."""
+    from megatron_music.corpus.encode import encode_manifest
+
+    encode_manifest(
+        manifest,
+        out,
+        codec,
+        weights=weights,
+        codebooks=codebooks,
+        codebook_size=codebook_size,
+        processes=processes,
+        device=device,
+    )
+
+
+@app.command(epilog="Example: megatron-music build examples/corpus.yaml runs/corpus")
+def build(
+    spec: Annotated[Path, typer.Argument(help="Build spec: vocabulary, tokenizer and sources.")],
+    out: Annotated[Path, typer.Argument(help="Corpus folder.")],
+    processes: Processes = None,
+) -> None:
+    """Make token documents of every source and write them as an indexed corpus."""
+    from megatron_music.corpus.build import build_corpus
+    from megatron_music.corpus.inspect import corpus_table
+
+    build_corpus(spec, out, processes=processes)
+    typer.echo(corpus_table(out))
+
+
+@app.command(epilog="Example: megatron-music inspect runs/corpus/lyrics_to_song --document 3")
+def inspect(
+    prefix: Annotated[Path, typer.Argument(help="Source: CORPUS/NAME, or a corpus folder for a table of it.")],
+    document: Annotated[int, typer.Option(min=0, help="Number of the document.")] = 0,
+) -> None:
+    """Print a document of a corpus in words, or the table of a corpus."""
+    from megatron_music.corpus.inspect import corpus_table, inspect_source
+
+    typer.echo(corpus_table(prefix) if prefix.is_dir() else inspect_source(prefix, document))
+
+
+@app.command(epilog="Example: megatron-music train examples/quickstart.yaml --processes 2 --set seed=2")
+def train(
+    recipe: Annotated[Path, typer.Argument(help="Recipe file.")],
+    processes: Processes = None,
+    branch_from: Annotated[
+        Path | None, typer.Option("--from", help="Checkpoint of another run to start from (weights and optimizer).")
+    ] = None,
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", help="Change a field: a.b=c. May be given several times.")
+    ] = None,
+) -> None:
+    """Train a recipe; run again, it goes on from its last complete checkpoint."""
+    from megatron_music.recipe.recipe import Recipe
+    from megatron_music.training.run import train as train_recipe
+
+    train_recipe(Recipe.load(recipe, overrides), processes, branch_from)
+
+
+@app.command(epilog="Example: megatron-music export runs/x/checkpoints/step_000100 runs/x/hf --dtype float32")
+def export(
+    checkpoint: Annotated[Path, typer.Argument(help="Checkpoint folder, or a run for its latest one.")],
+    out: Annotated[Path, typer.Argument(help="Hugging Face folder to write.")],
+    dtype: Annotated[str, typer.Option(help="bfloat16, or float32 for the optimizer's master weights.")] = "bfloat16",
+) -> None:
+    """Write a checkpoint as a Hugging Face Llama folder."""
+    from megatron_music.conversion.export import export_checkpoint
+
+    export_checkpoint(checkpoint, out, dtype=dtype)
+
+
+@app.command(
+    epilog="Example: megatron-music generate --stage1 hf1 --stage2 hf2 --lyrics lyrics.txt --tags tags.txt song"
+)
+def generate(
+    out: Annotated[Path, typer.Argument(help="Folder for vocals.wav, accompaniment.wav, mix.wav and song.json.")],
+    stage1: Annotated[Path, typer.Option(help="Exported stage-1 model.")],
+    stage2: Annotated[Path, typer.Option(help="Exported stage-2 model.")],
+    lyrics: Annotated[Path, typer.Option(help="Text file with [verse], [chorus], ... sections.")],
+    tags: Annotated[Path, typer.Option(help="Text file with one line of tags.")],
+    weights: Annotated[str | None, typer.Option(help="The codec's weights.", show_default="the models' own")] = None,
+    seed: Annotated[int, typer.Option(help="The same seed sings the same song.")] = 42,
+    segments: Annotated[int | None, typer.Option(min=1, help="Sing only so many sections.")] = None,
+    min_tokens: Annotated[int, typer.Option(min=0, help="Fewest new tokens a section.")] = 100,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Most new tokens a section.")] = 3000,
+    temperature: Annotated[float, typer.Option(min=0.0, help="0 takes the likeliest id.")] = 1.0,
+    top_k: Annotated[int, typer.Option(min=0, help="Draw among so many ids; 0 for all.")] = 50,
+    top_p: Annotated[float, typer.Option(min=0.0, max=1.0, help="Draw among ids of this probability.")] = 0.93,
+    repetition_penalty: Annotated[float, typer.Option(min=0.1, help="1 turns it off.")] = 1.1,
+    guidance: Annotated[float, typer.Option(min=0.0, help="Guidance of the first section; 1 turns it off.")] = 1.5,
+    guidance_after: Annotated[float, typer.Option(min=0.0, help="Guidance of the other sections.")] = 1.2,
+) -> None:
+    """Sing lyrics with two exported models: vocals, accompaniment and mix."""
+    from megatron_music.generation.sampling import SamplingSettings
+    from megatron_music.generation.song import generate_song
+
+    settings = SamplingSettings(
+        top_k=top_k,
+        top_p=top_p,
+        temperature=temperature,
+        repetition_penalty=repetition_penalty,
+        min_new_tokens=min_tokens,
+        max_new_tokens=max_tokens,
+        guidance_first=guidance,
+        guidance_rest=guidance_after,
+    )
+    generate_song(stage1, stage2, lyrics, tags, out, weights=weights, seed=seed, settings=settings, segments=segments)
+
+
+def main() -> None:
+    """Runs the command line; bad input ends it with status 2 and one line."""
+    try:
+        app()
+    except InputError as error:
+        if "--debug" in sys.argv:
+            raise
+        typer.echo(f"error: {error}", err=True)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        typer.echo("stopped; run the same command again to go on", err=True)
+        sys.exit(130)

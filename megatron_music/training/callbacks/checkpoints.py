@@ -1,0 +1,47 @@
+"""Checkpoints at intervals, at the end of every phase and at the end of the run."""
+
+import os
+from typing import TYPE_CHECKING
+
+import torch
+
+from megatron_music.recipe.recipe import Checkpoints
+from megatron_music.training.callbacks.metrics import MetricsLog, StepMetrics
+from megatron_music.training.loop import StepReport
+from megatron_music.training.run_folder import CheckpointState, RunFolder, write_state
+
+if TYPE_CHECKING:
+    from megatron_music.training.loop import Trainer
+
+
+class CheckpointWriter:
+    """Writes a checkpoint under another name and renames it once every process has finished."""
+
+    def __init__(self, log: MetricsLog, metrics: StepMetrics, folder: RunFolder, options: Checkpoints):
+        self.log, self.metrics, self.folder, self.options = log, metrics, folder, options
+
+    def at_start(self, trainer: "Trainer") -> None:
+        """There is nothing to keep yet."""
+
+    def after_step(self, trainer: "Trainer", report: StepReport) -> None:
+        """Writes where the step is due; all processes take part."""
+        step, span = report.step, report.step.span
+        done = step.index + 1
+        if done % self.options.every_steps and done != span.last_step:
+            return
+        final = self.folder.checkpoint(done)
+        unfinished = final.with_name(f".{final.name}")
+        first = torch.distributed.get_rank() == 0
+        if first:
+            unfinished.mkdir(parents=True)
+        torch.distributed.barrier()
+        trainer.engine.save(unfinished)
+        if first:
+            tokens = step.tokens_before + span.phase.step_tokens
+            trainer.recipe.save(unfinished / "recipe.yaml")
+            write_state(unfinished, CheckpointState(done, tokens, span.phase.name, done == span.last_step))
+            os.replace(unfinished, final)
+            self.folder.remove_old(self.options.keep)
+        torch.distributed.barrier()
+        self.log.say(f"step {done}/{trainer.last_step}  wrote {final}")
+        self.metrics.restart_clock()

@@ -1,0 +1,67 @@
+"""Micro-batches of a step for one process: which samples of the stream are its share."""
+
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import numpy as np
+
+from megatron_music.corpus.stream import PhaseData, SampleStream
+from megatron_music.engine.engine import Batch
+from megatron_music.recipe.phases import PhaseSpan, Step, phase_spans, step_at
+from megatron_music.recipe.recipe import Recipe
+
+
+def training_stream(recipe: Recipe) -> SampleStream:
+    """The ordered samples of the whole run."""
+    phases = [
+        PhaseData(
+            context_tokens=span.phase.context_tokens,
+            samples=span.steps * span.phase.batch_sequences,
+            weights={source: float(share) for source, share in span.phase.mixture.items()},
+        )
+        for span in phase_spans(recipe)
+    ]
+    return SampleStream(recipe.corpus, phases, recipe.seed)
+
+
+def batches_of(stream: SampleStream, first: int, count: int, size: int, rank: int, copies: int) -> list[Batch]:
+    """Share of process ``rank`` of ``copies`` in the samples ``[first, first + count)``, ``size`` to a micro-batch.
+
+    The samples are dealt in runs of one micro-batch, so that a step's micro-batches, taken over all processes in turn,
+    are the samples in their order whatever ``copies`` is.
+    """
+    batches = []
+    for start in range(first + rank * size, first + count, copies * size):
+        samples = [stream.sample(index) for index in range(start, start + size)]
+        ids, kinds = (np.stack([getattr(sample, name) for sample in samples]) for name in ("ids", "kinds"))
+        batches.append(Batch(ids.astype(np.int64), kinds))
+    return batches
+
+
+class Loader:
+    """Reads the micro-batches of the next step while the current one computes."""
+
+    def __init__(self, stream: SampleStream, spans: list[PhaseSpan], rank: int, copies: int):
+        self.stream, self.spans, self.rank, self.copies = stream, spans, rank, copies
+        self._reader = ThreadPoolExecutor(1, thread_name_prefix="batches")
+        self._ahead: tuple[int, Future[list[Batch]]] | None = None
+
+    def batches(self, step: Step) -> list[Batch]:
+        """This process' micro-batches of ``step``."""
+        if self._ahead is not None and self._ahead[0] == step.index:
+            batches = self._ahead[1].result()
+        else:
+            batches = self._read(step)
+        following = step.index + 1
+        if following < self.spans[-1].last_step:
+            self._ahead = following, self._reader.submit(self._read, step_at(self.spans, following))
+        return batches
+
+    def close(self) -> None:
+        """Ends the reading thread."""
+        self._reader.shutdown(cancel_futures=True)
+
+    def _read(self, step: Step) -> list[Batch]:
+        phase = step.span.phase
+        return batches_of(
+            self.stream, step.first_sequence, phase.batch_sequences, phase.micro_batch_sequences, self.rank, self.copies
+        )

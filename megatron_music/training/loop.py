@@ -1,0 +1,76 @@
+"""The loop: for every step of every phase forward, backward, update; everything else is a callback."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+from megatron_music.corpus.stream import SampleStream
+from megatron_music.engine.engine import Engine
+from megatron_music.recipe.phases import Step, phase_spans, step_at
+from megatron_music.recipe.recipe import Recipe
+from megatron_music.training.data import Loader
+from megatron_music.vocabulary.vocabulary import Vocabulary
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """A step that has been done.
+
+    Attributes:
+        step: what it did.
+        loss_table: this process' (2, kinds) sums of nats and counts of tokens, as ``Engine.forward_backward`` gives.
+        gradient_norm: norm over all processes, before clipping.
+    """
+
+    step: Step
+    loss_table: torch.Tensor
+    gradient_norm: float
+
+
+class Callback(Protocol):
+    """Something that happens beside the steps, on every process."""
+
+    def at_start(self, trainer: "Trainer") -> None:
+        """Called once, before the first step of a run that starts from nothing."""
+
+    def after_step(self, trainer: "Trainer", report: StepReport) -> None:
+        """Called after every step."""
+
+
+class Trainer:
+    """A recipe, its engine on this process and its data, with the callbacks around them."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        vocabulary: Vocabulary,
+        engine: Engine,
+        stream: SampleStream,
+        callbacks: Sequence[Callback],
+    ):
+        self.recipe, self.vocabulary, self.engine, self.stream = recipe, vocabulary, engine, stream
+        self.callbacks = callbacks
+        self.spans = phase_spans(recipe)
+
+    @property
+    def last_step(self) -> int:
+        """Number of steps of the whole run."""
+        return self.spans[-1].last_step
+
+    def run(self, first_step: int = 0) -> None:
+        """Does the steps from ``first_step`` to the end of the recipe."""
+        if first_step == 0:
+            for callback in self.callbacks:
+                callback.at_start(self)
+        loader = Loader(self.stream, self.spans, self.engine.data_rank, self.engine.data_processes)
+        try:
+            for index in range(first_step, self.last_step):
+                step = step_at(self.spans, index)
+                loss_table = self.engine.forward_backward(loader.batches(step))
+                report = StepReport(step, loss_table, self.engine.step(step.learning_rate))
+                for callback in self.callbacks:
+                    callback.after_step(self, report)
+        finally:
+            loader.close()

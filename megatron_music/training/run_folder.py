@@ -1,0 +1,112 @@
+"""A run's folder: ``recipe.yaml``, ``checkpoints/step_N/``, ``metrics.jsonl``, ``tensorboard/``."""
+
+import json
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from megatron_music.errors import InputError
+from megatron_music.files import read_json, write_json, write_text
+from megatron_music.recipe.recipe import Recipe
+
+_FIXED = ("seed", "vocabulary", "corpus", "network", "optimizer", "phases")
+"""Fields of a recipe that decide what is learned: a run that is resumed may not change them."""
+
+
+@dataclass(frozen=True)
+class CheckpointState:
+    """Where a run stood when a checkpoint was written; ``state.json`` in its folder."""
+
+    step: int
+    tokens: int
+    phase: str
+    ends_phase: bool
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Paths and checkpoints of one run."""
+
+    path: Path
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folder of the checkpoints."""
+        return self.path / "checkpoints"
+
+    @property
+    def metrics(self) -> Path:
+        """Everything measured, one JSON object a line."""
+        return self.path / "metrics.jsonl"
+
+    def checkpoint(self, step: int) -> Path:
+        """Folder of the checkpoint after ``step`` steps."""
+        return self.checkpoints / f"step_{step:06d}"
+
+    def complete_checkpoints(self) -> list[tuple[Path, CheckpointState]]:
+        """Complete checkpoints, oldest first; half-written ones have another name."""
+        found = [(folder, read_state(folder)) for folder in self.checkpoints.glob("step_*") if folder.is_dir()]
+        return sorted(found, key=lambda item: item[1].step)
+
+    def open(self, recipe: Recipe) -> tuple[Path, CheckpointState] | None:
+        """Prepares the folder for ``recipe`` and returns the checkpoint to go on from, if there is one.
+
+        Raises InputError where the folder holds another run.
+        """
+        saved = self.path / "recipe.yaml"
+        if saved.exists():
+            before = Recipe.load(saved)
+            for field in _FIXED:
+                if getattr(before, field) != getattr(recipe, field):
+                    raise InputError(saved, f"this run was started with another `{field}`",
+                                     "choose another run folder (--set run=...) or delete this one")  # fmt: skip
+        recipe.save(saved)
+        if self.checkpoints.is_dir():
+            for leftover in self.checkpoints.glob(".step_*"):
+                shutil.rmtree(leftover)
+        newest = self.complete_checkpoints()[-1:]
+        self._forget_metrics_after(newest[0][1].step if newest else -1)
+        return newest[0] if newest else None
+
+    def remove_old(self, keep: int) -> None:
+        """Removes all checkpoints but the latest ``keep`` and those at the end of a phase."""
+        for folder, state in self.complete_checkpoints()[:-keep]:
+            if not state.ends_phase:
+                # A folder that is going must not look complete while it goes.
+                doomed = folder.rename(folder.with_name(f".{folder.name}"))
+                shutil.rmtree(doomed)
+
+    def _forget_metrics_after(self, step: int) -> None:
+        """Drops what was measured after the checkpoint, since those steps are done again."""
+        if not self.metrics.exists():
+            return
+        lines = self.metrics.read_text(encoding="utf-8").splitlines()
+        kept = [line for line in lines if _step_of(line) <= step]
+        if len(kept) < len(lines):
+            write_text(self.metrics, "".join(f"{line}\n" for line in kept))
+
+
+def read_state(checkpoint: Path) -> CheckpointState:
+    """State of a checkpoint folder; raises InputError where it is not one."""
+    path = checkpoint / "state.json"
+    if not path.is_file():
+        raise InputError(
+            checkpoint, "is not a checkpoint: no state.json", "name one such as RUN/checkpoints/step_000100"
+        )
+    try:
+        return CheckpointState(**read_json(path))
+    except TypeError:
+        raise InputError(path, "does not hold a checkpoint's state", "choose another checkpoint") from None
+
+
+def write_state(checkpoint: Path, state: CheckpointState) -> None:
+    """Writes ``state.json`` into a checkpoint folder."""
+    write_json(checkpoint / "state.json", asdict(state))
+
+
+def _step_of(line: str) -> float:
+    try:
+        return json.loads(line)["step"]
+    except (json.JSONDecodeError, KeyError, TypeError):
+        # The last line of a run that was killed while writing it.
+        return float("inf")
