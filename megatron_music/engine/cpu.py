@@ -81,9 +81,12 @@ def install() -> None:
     stream = _Stream()
     cuda = torch.cuda
     cuda.current_device = lambda: CPU
-    cuda.set_device = cuda.synchronize = cuda.empty_cache = lambda *_args, **_kwargs: None
+    # A function of its own for each name: torch.compile's tables refuse one object under two names.
+    for name in ("set_device", "synchronize", "empty_cache"):
+        setattr(cuda, name, lambda *_args, **_kwargs: None)
     cuda.Stream, cuda.Event = _Stream, _Event
-    cuda.current_stream = cuda.default_stream = lambda *_args, **_kwargs: stream
+    for name in ("current_stream", "default_stream"):
+        setattr(cuda, name, lambda *_args, **_kwargs: stream)
     cuda.stream = lambda _stream: contextlib.nullcontext()
     # The generator's own method: torch.manual_seed would call back into torch.cuda and never return.
     cuda.manual_seed = torch.default_generator.manual_seed

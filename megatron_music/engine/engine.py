@@ -11,7 +11,7 @@ from megatron.core.pipeline_parallel import get_forward_backward_func
 
 from megatron_music.engine import checkpoint
 from megatron_music.engine.network import build_chunks, distribute, transformer_config
-from megatron_music.engine.optimizer import build_optimizer
+from megatron_music.engine.optimizer import build_optimizer, set_constants
 from megatron_music.recipe.recipe import Recipe
 
 KINDS = 16
@@ -33,6 +33,7 @@ class Engine:
     """
 
     def __init__(self, recipe: Recipe, vocabulary_size: int):
+        self._options = recipe.optimizer
         self.config = transformer_config(recipe)
         self.chunks = distribute(recipe, self.config, build_chunks(recipe, self.config, vocabulary_size))
         self.optimizer = build_optimizer(recipe.optimizer, self.chunks, bf16=self.config.bf16)
@@ -152,6 +153,7 @@ class Engine:
     def load(self, folder: Path, with_optimizer: bool = True) -> None:
         """Reads a distributed checkpoint of the same network, written on any layout; all processes call it."""
         checkpoint.load(folder, self.chunks, self.optimizer if with_optimizer else None)
+        set_constants(self._options, self.optimizer)
         if not with_optimizer:
             self.optimizer.reload_model_params()
 

@@ -92,4 +92,15 @@ def build_optimizer(options: Optimizer, chunks: list[torch.nn.Module], bf16: boo
         if isinstance(part.optimizer, torch.optim.AdamW):
             # Megatron-core names torch's class itself, and torch refuses to start from the views that it optimizes.
             part.optimizer.__class__ = GroupStepAdamW
+    set_constants(options, optimizer)
     return optimizer
+
+
+def set_constants(options: Optimizer, optimizer: MegatronOptimizer) -> None:
+    """Gives every parameter group the recipe's constants; call it again after a load, which brings the writer's.
+
+    Megatron-core marks the groups that are not decayed and leaves it to the caller to act on the mark.
+    """
+    for group in optimizer.param_groups:
+        group["weight_decay"] = options.weight_decay * group["wd_mult"]
+        group["betas"], group["eps"] = (options.beta1, options.beta2), options.epsilon

@@ -1,0 +1,305 @@
+"""Tokens a second of a training step, ours and beside it a plain PyTorch loop over transformers' LlamaForCausalLM.
+
+Both start from the same weights, see the same tokens in the same micro-batches, clip at the same norm and update with
+a fused AdamW of the same settings; they take turns in one process, so that whatever else the machine does falls on
+both. FLOPs a token = 6 x (parameters that multiply) + 6 x layers x hidden x context, the convention of ENGINE.md, and
+MFU is their rate over the dense BF16 peak of a known GPU.
+
+    python tools/benchmark_training.py --peer transformers
+    python tools/benchmark_training.py --peer transformers --precision bf16 --context 8192 --hidden 1024
+    torchrun --nproc-per-node 8 tools/benchmark_training.py --recipe examples/yue_0.5b.yaml
+"""
+
+import argparse
+import datetime
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable
+
+import numpy as np
+import torch
+
+from megatron_music.engine import processes
+from megatron_music.recipe.flops import flops_per_token, parameter_count
+from megatron_music.recipe.recipe import Recipe
+from megatron_music.vocabulary.vocabulary import Vocabulary
+
+PEAK_BF16_FLOPS = {"A100": 312e12, "H100 PCIe": 756e12, "H100": 989e12, "H200": 989e12, "H800": 989e12}
+"""Dense BF16 peak by a part of the GPU's name, SXM boards where the name does not say PCIe."""
+
+Step = Callable[[list[np.ndarray]], float]
+"""Takes the micro-batches of one optimizer step, (sequences, context + 1) ids each; returns the mean loss."""
+
+
+def main() -> None:
+    options = read_options()
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    recipe, vocabulary_size = recipe_of(options)
+    processes.join(recipe.layout)
+    if options.peer and torch.distributed.get_world_size() > 1:
+        raise SystemExit("--peer compares one process with one process; start it without torchrun")
+    contenders = {"megatron-music": None, "transformers": None} if options.peer else {"megatron-music": None}
+    engine, contenders["megatron-music"] = our_step(recipe, vocabulary_size)
+    if options.peer:
+        contenders["transformers"] = peer_step(recipe, vocabulary_size, engine)
+    batches = random_steps(recipe, vocabulary_size, engine, options.warmup + options.rounds * options.steps)
+    losses, seconds = race(contenders, batches, options)
+    if torch.distributed.get_rank() == 0:
+        report(recipe, vocabulary_size, losses, seconds)
+    processes.leave()
+
+
+def read_options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--peer", choices=["transformers"], help="run this beside ours, in turns")
+    parser.add_argument("--recipe", help="take network, layout, precision and the first phase's batch from this file")
+    parser.add_argument("--hidden", type=int, default=256)
+    parser.add_argument("--layers", type=int, default=8)
+    parser.add_argument("--heads", type=int, default=4)
+    parser.add_argument("--key-value-heads", type=int, default=4)
+    parser.add_argument("--ffn", type=int, default=704)
+    parser.add_argument("--vocabulary", type=int, default=8192)
+    parser.add_argument("--context", type=int, default=1024, help="tokens of a sequence")
+    parser.add_argument("--batch", type=int, default=4, help="sequences of an optimizer step")
+    parser.add_argument("--micro-batch", type=int, default=1, help="sequences of a forward pass")
+    parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32")
+    parser.add_argument("--steps", type=int, default=2, help="optimizer steps of each contender in a round")
+    parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--warmup", type=int, default=2, help="untimed steps before the first round")
+    parser.add_argument("--threads", type=int, help="threads of a process (default: all cores)")
+    return parser.parse_args()
+
+
+def recipe_of(options: argparse.Namespace) -> tuple[Recipe, int]:
+    """The recipe to run and the vocabulary's padded size."""
+    if options.recipe:
+        recipe = Recipe.load(options.recipe)
+        return recipe, Vocabulary.load(recipe.vocabulary).padded_size
+    content = {
+        "name": "benchmark",
+        "vocabulary": "none",
+        "corpus": "none",
+        "run": "none",
+        "precision": options.precision,
+        "network": {
+            "hidden_size": options.hidden,
+            "layers": options.layers,
+            "attention_heads": options.heads,
+            "key_value_heads": options.key_value_heads,
+            "ffn_hidden_size": options.ffn,
+            "position_limit": options.context,
+        },
+        "phases": [
+            {
+                "name": "benchmark",
+                "tokens": options.context * options.batch,
+                "context_tokens": options.context,
+                "batch_sequences": options.batch,
+                "micro_batch_sequences": options.micro_batch,
+                "learning_rate": 3e-4,
+                "mixture": {"random": 1},
+            }
+        ],
+    }
+    return Recipe.parse(content, "benchmark.yaml"), options.vocabulary
+
+
+def our_step(recipe: Recipe, vocabulary_size: int) -> tuple[object, Step]:
+    from megatron_music.engine.engine import Batch, Engine
+
+    engine = Engine(recipe, vocabulary_size)
+    learning_rate = recipe.phases[0].learning_rate.start
+
+    def step(micro_batches: list[np.ndarray]) -> float:
+        table = engine.forward_backward([Batch(ids, np.zeros(ids.shape, np.uint8)) for ids in micro_batches])
+        engine.step(learning_rate)
+        sums = table.sum(dim=1)
+        torch.distributed.all_reduce(sums)
+        return float(sums[0] / sums[1])
+
+    return engine, step
+
+
+def peer_step(recipe: Recipe, vocabulary_size: int, engine) -> Step:
+    """The plain loop. In BF16 it computes under autocast on FP32 weights, as ours keeps FP32 master weights."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    network, options = recipe.network, recipe.optimizer
+    model = LlamaForCausalLM._from_config(
+        LlamaConfig(
+            vocab_size=vocabulary_size,
+            hidden_size=network.hidden_size,
+            num_hidden_layers=network.layers,
+            num_attention_heads=network.attention_heads,
+            num_key_value_heads=network.key_value_heads,
+            intermediate_size=network.ffn_hidden_size,
+            max_position_embeddings=network.position_limit,
+            rms_norm_eps=network.norm_epsilon,
+            rope_parameters={"rope_type": "default", "rope_theta": network.rope_base},
+            use_cache=False,
+            tie_word_embeddings=False,
+        ),
+        attn_implementation="sdpa",
+    )
+    model.load_state_dict(llama_weights(engine, recipe))
+    model.to(engine.device).train()
+    decayed = [parameter for parameter in model.parameters() if parameter.dim() > 1]
+    gains = [parameter for parameter in model.parameters() if parameter.dim() == 1]
+    optimizer = torch.optim.AdamW(
+        [{"params": decayed, "weight_decay": options.weight_decay}, {"params": gains, "weight_decay": 0.0}],
+        lr=recipe.phases[0].learning_rate.start,
+        betas=(options.beta1, options.beta2),
+        eps=options.epsilon,
+        fused=True,
+    )
+    device = torch.device(engine.device)
+
+    def step(micro_batches: list[np.ndarray]) -> float:
+        optimizer.zero_grad(set_to_none=True)
+        total = torch.zeros((), device=device)
+        for ids in micro_batches:
+            tokens = torch.from_numpy(ids).to(device, non_blocking=True)
+            with torch.autocast(device.type, torch.bfloat16, enabled=recipe.precision == "bf16"):
+                logits = model(tokens[:, :-1]).logits
+            loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1).float(), tokens[:, 1:].flatten())
+            (loss / len(micro_batches)).backward()
+            total += loss.detach()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), options.clip_norm, foreach=True)
+        optimizer.step()
+        return float(total) / len(micro_batches)
+
+    return step
+
+
+def llama_weights(engine, recipe: Recipe) -> dict[str, torch.Tensor]:
+    """Our initial weights under transformers' names, in FP32 on the CPU."""
+    module = engine.chunks[0]
+    while hasattr(module, "module"):
+        module = module.module
+    ours = {name: value.float().cpu() for name, value in module.state_dict().items() if torch.is_tensor(value)}
+    fused_norms = "decoder.layers.0.self_attention.linear_qkv.layer_norm_weight" in ours
+    groups, size = recipe.network.key_value_heads, recipe.network.head_size
+    weights = {
+        "model.embed_tokens.weight": ours["embedding.word_embeddings.weight"],
+        "model.norm.weight": ours["decoder.final_layernorm.weight"],
+        "lm_head.weight": ours["output_layer.weight"],
+    }
+    for layer in range(recipe.network.layers):
+        source, target = f"decoder.layers.{layer}.", f"model.layers.{layer}."
+        # Each group holds the rows of its query heads, its key and its value.
+        grouped = ours[source + "self_attention.linear_qkv.weight"].view(groups, -1, recipe.network.hidden_size)
+        query, key, value = grouped.split([grouped.shape[1] - 2 * size, size, size], dim=1)
+        gate, up = ours[source + "mlp.linear_fc1.weight"].chunk(2)
+        before_attention, before_mlp = (
+            ("self_attention.linear_qkv.layer_norm_weight", "mlp.linear_fc1.layer_norm_weight")
+            if fused_norms
+            else ("input_layernorm.weight", "pre_mlp_layernorm.weight")
+        )
+        weights |= {
+            target + "self_attn.q_proj.weight": query.flatten(0, 1),
+            target + "self_attn.k_proj.weight": key.flatten(0, 1),
+            target + "self_attn.v_proj.weight": value.flatten(0, 1),
+            target + "self_attn.o_proj.weight": ours[source + "self_attention.linear_proj.weight"],
+            target + "mlp.gate_proj.weight": gate,
+            target + "mlp.up_proj.weight": up,
+            target + "mlp.down_proj.weight": ours[source + "mlp.linear_fc2.weight"],
+            target + "input_layernorm.weight": ours[source + before_attention],
+            target + "post_attention_layernorm.weight": ours[source + before_mlp],
+        }
+    return weights
+
+
+def random_steps(recipe: Recipe, vocabulary_size: int, engine, steps: int) -> list[list[np.ndarray]]:
+    """Micro-batches of this process: tokens of a Zipf law, every second one told by the one before it."""
+    phase = recipe.phases[0]
+    generator = np.random.default_rng(1)
+    shares = 1.0 / np.arange(1, vocabulary_size + 1)
+    follower = generator.permutation(vocabulary_size)
+    size = phase.micro_batch_sequences
+    batches = []
+    for _ in range(steps):
+        shape = (phase.batch_sequences, phase.context_tokens + 1)
+        ids = generator.choice(vocabulary_size, shape, p=shares / shares.sum())
+        ids[:, 1::2] = follower[ids[:, 0:-1:2]]
+        own = np.split(ids, engine.data_processes)[engine.data_rank]
+        batches.append([own[first : first + size] for first in range(0, len(own), size)])
+    return batches
+
+
+def race(
+    contenders: dict[str, Step], batches: list[list[np.ndarray]], options: argparse.Namespace
+) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
+    """Runs every contender over all ``batches``, in turns; losses by step and seconds a step by round."""
+    losses: dict[str, list[float]] = {name: [] for name in contenders}
+    seconds: dict[str, list[float]] = {name: [] for name in contenders}
+    for name, step in contenders.items():
+        losses[name] += [step(batch) for batch in batches[: options.warmup]]
+    for round_index in range(options.rounds):
+        first = options.warmup + round_index * options.steps
+        # Who went last goes first in the next round: neither always runs in the other's wake.
+        order = list(contenders) if round_index % 2 == 0 else list(reversed(contenders))
+        for name in order:
+            started = now()
+            losses[name] += [contenders[name](batch) for batch in batches[first : first + options.steps]]
+            seconds[name].append((now() - started) / options.steps)
+    return losses, seconds
+
+
+def now() -> float:
+    """Seconds, once the device has done what it was given."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def report(
+    recipe: Recipe, vocabulary_size: int, losses: dict[str, list[float]], seconds: dict[str, list[float]]
+) -> None:
+    network, phase = recipe.network, recipe.phases[0]
+    world = torch.distributed.get_world_size()
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else cpu_name()
+    flops = flops_per_token(network, vocabulary_size, phase.context_tokens)
+    print(
+        f"{datetime.date.today()}  {world} x {device}, {torch.get_num_threads()} threads, torch {torch.__version__}\n"
+        f"hidden {network.hidden_size}, {network.layers} layers, {network.attention_heads} heads "
+        f"({network.key_value_heads} for keys and values), ffn {network.ffn_hidden_size}, vocabulary "
+        f"{vocabulary_size}: {parameter_count(network, vocabulary_size):,} parameters\n"
+        f"{recipe.precision}, context {phase.context_tokens}, {phase.batch_sequences} sequences a step in micro-batches "
+        f"of {phase.micro_batch_sequences}\n"
+        f"{flops / 1e6:.1f} MFLOP a token (causal attention at half the square)"
+    )
+    peak = next((peak for name, peak in PEAK_BF16_FLOPS.items() if name in device), None)
+    for name, rounds in seconds.items():
+        speeds = [phase.step_tokens / value / world for value in rounds]
+        speed = statistics.median(speeds)
+        mfu = f", MFU {speed * flops / peak:.1%}" if peak and recipe.precision == "bf16" else ""
+        print(
+            f"{name:15} {speed:9,.0f} tokens/s a process (median of {len(rounds)} rounds, {min(speeds):,.0f} to "
+            f"{max(speeds):,.0f}), {speed * flops / 1e12:.3f} TFLOP/s{mfu}"
+        )
+    for name, curve in losses.items():
+        shown = [curve[round(index)] for index in np.linspace(0, len(curve) - 1, 6)]
+        print(f"{name:15} loss over {len(curve)} steps: " + " ".join(f"{loss:.5f}" for loss in shown))
+    if len(seconds) == 2:
+        ours, theirs = losses.values()
+        print(f"largest difference of a step's loss {max(abs(a - b) for a, b in zip(ours, theirs, strict=True)):.2e}")
+        ratios = [theirs / ours for ours, theirs in zip(*seconds.values(), strict=True)]
+        print(f"ratio by round {min(ratios):.2f} to {max(ratios):.2f}")
+        print(f"ratio {statistics.median(ratios):.2f}")
+
+
+def cpu_name() -> str:
+    """The processor as Linux names it."""
+    try:
+        with open("/proc/cpuinfo") as lines:
+            name = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        name = platform.processor() or platform.machine()
+    return f"{name} ({os.cpu_count()} cores)"
+
+
+if __name__ == "__main__":
+    main()
