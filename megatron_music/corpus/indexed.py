@@ -63,16 +63,12 @@ class IndexedWriter:
 
     def add(self, ids: np.ndarray, kinds: np.ndarray) -> None:
         """Appends one document: ``ids`` int32 (N,), ``kinds`` uint8 (N,)."""
-        self.add_many(ids, kinds, np.array([len(ids)]))
-
-    def add_many(self, ids: np.ndarray, kinds: np.ndarray, lengths: np.ndarray) -> None:
-        """Appends documents that stand one after another in ``ids`` and ``kinds``; ``lengths`` is in tokens."""
         ids, kinds = np.asarray(ids), np.asarray(kinds, np.uint8)
-        if ids.ndim != 1 or ids.shape != kinds.shape or int(np.sum(lengths)) != len(ids):
-            raise ValueError(f"ids {ids.shape}, kinds {kinds.shape} and lengths {int(np.sum(lengths))} must agree")
+        if ids.ndim != 1 or ids.shape != kinds.shape:
+            raise ValueError(f"ids {ids.shape} and kinds {kinds.shape} must be one kind for each id")
         self._bin.write(ids.astype("<i4", copy=False).tobytes())
         self._kind.write(kinds.tobytes())
-        self._lengths.extend(int(length) for length in lengths)
+        self._lengths.append(len(ids))
         self._tokens_by_kind += np.bincount(kinds, minlength=256)
         self.tokens += len(ids)
 

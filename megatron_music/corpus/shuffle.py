@@ -17,8 +17,16 @@ def seeded_bits(count: int, *key: int | str) -> np.ndarray:
 
     Raw PCG64 output: numpy promises its stream for all versions, and makes no such promise for ``Generator`` methods.
     """
-    digest = hashlib.sha256(repr(key).encode()).digest()
-    return np.random.PCG64(int.from_bytes(digest, "little")).random_raw(count)
+    return _bit_generator(key).random_raw(count)
+
+
+def seeded_generator(*key: int | str) -> np.random.Generator:
+    """A random generator that depends on ``key`` alone."""
+    return np.random.Generator(_bit_generator(key))
+
+
+def _bit_generator(key: tuple[int | str, ...]) -> np.random.PCG64:
+    return np.random.PCG64(int.from_bytes(hashlib.sha256(repr(key).encode()).digest(), "little"))
 
 
 def seeded_permutation(count: int, *key: int | str) -> np.ndarray:

@@ -1,0 +1,222 @@
+"""From manifests to a corpus: documents of every source, made in parallel and written in the manifest's order.
+
+A song's documents depend on the spec, the source's name and the song's id alone, so that the files are the same for
+any number of processes. Songs are worked off in parts; a part is whole or absent, a run that was killed goes on behind
+its last part, and a source whose inputs have not changed since it was finished is left as it is.
+"""
+
+import shutil
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import astuple, dataclass, replace
+from functools import lru_cache
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from megatron_music.corpus import fingerprint
+from megatron_music.corpus.indexed import IndexedSource, IndexedWriter, prefix_file
+from megatron_music.corpus.parallel import Workers
+from megatron_music.corpus.shuffle import seeded_generator
+from megatron_music.corpus.spec import BuildSpec, SourceSpec
+from megatron_music.corpus.workplace import workplace
+from megatron_music.documents.document import Document, DocumentContext
+from megatron_music.documents.tasks import TASKS
+from megatron_music.errors import InputError
+from megatron_music.files import atomic_path, read_json
+from megatron_music.progress import track
+from megatron_music.songs.manifest import read_rejects, write_rejects
+from megatron_music.songs.song import Reject, Rejected, Song
+from megatron_music.vocabulary.text import TextTokenizer
+from megatron_music.vocabulary.vocabulary import Vocabulary
+
+VOCABULARY, TOKENIZER, CODEC = "vocabulary.yaml", "tokenizer.model", "codec"
+"""Names, in a corpus folder, of what makes it self-contained."""
+REJECTS = "rejects.parquet"
+_WORK = ".build"
+_PARTS = 256
+_PART_SONGS = (8, 512)
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Songs that one worker turns into documents at a time, and where it writes them."""
+
+    prefix: Path
+    corpus: Path
+    source: SourceSpec
+    codec: str
+    seed: int
+    identity: str
+    songs: tuple[Song | Reject, ...]
+
+
+def build_corpus(spec: str | Path, out: str | Path, processes: int | None = None) -> dict[str, dict[str, Any]]:
+    """Builds every source that a spec names into ``out`` and returns their sidecars by name.
+
+    ``out`` then holds ``NAME.bin``, ``.idx``, ``.kind`` and ``.json`` of every source, ``rejects.parquet``, and copies
+    of the vocabulary, the tokenizer and (where it was fitted) the codec. Raises InputError for a spec that can't be
+    used, and for a source that yields no document; the rejects then say why.
+    """
+    plan = BuildSpec.read(spec)
+    with workplace(out) as out, Workers(processes) as workers:
+        _prepare(plan, out)
+        try:
+            for source in plan.sources:
+                if not _finished(plan, source, out):
+                    _build_source(plan, source, out, workers)
+        finally:
+            _write_rejects_of_all(plan, out)
+        for leftover in (out / _WORK).glob("*.parts"):
+            shutil.rmtree(leftover)
+    return {source.name: read_json(out / f"{source.name}.json") for source in plan.sources}
+
+
+def _prepare(plan: BuildSpec, out: Path) -> None:
+    """Puts the vocabulary, tokenizer and codec in place and takes outdated sources out of sight."""
+    names = {source.name for source in plan.sources}
+    for sidecar in sorted(out.glob("*.json")):
+        if not prefix_file(sidecar.with_suffix(""), ".bin").is_file():
+            continue
+        about = read_json(sidecar)
+        differing = [key for key, value in plan.identity().items() if about.get(key) != value]
+        if differing and sidecar.stem not in names:
+            what = f"was built with another {differing[0]} than {plan.path} names"
+            raise InputError(sidecar, what, "name another folder, or add the source to the spec, or remove its files")
+        if differing:
+            sidecar.unlink()
+    for original, name in ((plan.vocabulary_path, VOCABULARY), (plan.tokenizer_path, TOKENIZER)):
+        with atomic_path(out / name) as temporary:
+            shutil.copyfile(original, temporary)
+    if plan.codec_folder:
+        with atomic_path(out / CODEC) as temporary:
+            shutil.copytree(plan.codec_folder, temporary)
+    elif (out / CODEC).is_dir():
+        shutil.rmtree(out / CODEC)
+
+
+def _finished(plan: BuildSpec, source: SourceSpec, out: Path) -> bool:
+    """Whether the source is there, whole, and made from the same inputs."""
+    sidecar = out / f"{source.name}.json"
+    if not sidecar.is_file() or not _rejects_path(source, out).is_file():
+        return False
+    about = read_json(sidecar)
+    if any(about.get(key) != value for key, value in plan.about(source).items()):
+        return False
+    try:
+        return len(IndexedSource(out / source.name)) > 0
+    except InputError:
+        return False
+
+
+def _build_source(plan: BuildSpec, source: SourceSpec, out: Path, workers: Workers) -> None:
+    folder = out / _WORK / f"{source.name}-{fingerprint.of_value(plan.about(source))}.parts"
+    folder.mkdir(parents=True, exist_ok=True)
+    songs = plan.surveys[source.manifest].songs[source.split]
+    missing = sum(not _is_whole(prefix) for prefix in _part_prefixes(folder, songs))
+    jobs = _missing_parts(plan, source, out, folder, songs)
+    for _ in track(workers.map(_build_part, jobs), f"building {source.name}", total=missing):
+        pass
+    _join_parts(plan, source, out, _part_prefixes(folder, songs))
+
+
+def _part_prefixes(folder: Path, songs: int) -> Iterator[Path]:
+    for number in range(-(-songs // _part_songs(songs))):
+        yield folder / f"{number:06d}"
+
+
+def _part_songs(songs: int) -> int:
+    """Songs a part: enough parts to share out and to lose little, few enough files; a function of the source alone."""
+    smallest, largest = _PART_SONGS
+    return min(max(-(-songs // _PARTS), smallest), largest)
+
+
+def _is_whole(prefix: Path) -> bool:
+    return prefix_file(prefix, ".json").is_file()
+
+
+def _missing_parts(plan: BuildSpec, source: SourceSpec, out: Path, folder: Path, songs: int) -> Iterator[_Part]:
+    """The parts that no earlier run has finished, with their songs."""
+    lines = plan.songs(source)
+    for prefix in _part_prefixes(folder, songs):
+        taken = tuple(islice(lines, _part_songs(songs)))
+        if not _is_whole(prefix):
+            yield _Part(prefix, out, source, plan.codec, plan.seed, folder.name, taken)
+
+
+def _build_part(part: _Part) -> None:
+    """Writes the documents of a part's songs as a small source of its own, its rejects in the sidecar."""
+    context = _context(part.corpus, part.codec, part.identity)
+    rejects: list[Reject] = []
+    used = 0
+    with IndexedWriter(part.prefix) as writer:
+        for song in part.songs:
+            made = song if isinstance(song, Reject) else _documents(song, part, context)
+            if isinstance(made, Reject):
+                rejects.append(replace(made, where=f"{part.source.name}: {made.where}"))
+                continue
+            used += 1
+            for document in made:
+                writer.add(document.ids, document.kinds)
+        writer.about.update(songs_used=used, rejects=[astuple(reject) for reject in rejects])
+
+
+def _documents(song: Song, part: _Part, context: DocumentContext) -> list[Document] | Reject:
+    """The documents of one song; whatever is wrong with the song ends here."""
+    source = part.source
+    random = seeded_generator("documents", part.seed, source.name, song.id)
+    try:
+        documents = TASKS[source.task].documents(song, context, random, source.options)
+        if not documents:
+            raise Rejected("no_document", f"{source.task} finds nothing in the song to make a document of")
+        return documents
+    except Rejected as rejected:
+        return Reject(song.id, rejected.rule, rejected.detail, str(source.manifest))
+    except InputError:
+        raise
+    except Exception as error:  # one song that nobody foresaw must not stop a run of a week
+        return Reject(song.id, "unexpected", f"{type(error).__name__}: {error}", str(source.manifest))
+
+
+@lru_cache(maxsize=1)
+def _context(corpus: Path, codec: str, identity: str) -> DocumentContext:
+    """What documents are written with, loaded once a worker; ``identity`` tells one build of a folder from the next."""
+    vocabulary = Vocabulary.load(corpus / VOCABULARY)
+    return DocumentContext(vocabulary, TextTokenizer(corpus / TOKENIZER, vocabulary), vocabulary.codec(codec))
+
+
+def _join_parts(plan: BuildSpec, source: SourceSpec, out: Path, prefixes: Iterable[Path]) -> None:
+    """Writes the parts one after another as the source; its rejects are in place before it is."""
+    rejects: list[Reject] = []
+    used = 0
+    with IndexedWriter(out / source.name, plan.about(source)) as writer:
+        for prefix in prefixes:
+            part = IndexedSource(prefix)
+            for index in range(len(part)):
+                writer.add(*part.document(index))
+            used += part.sidecar["songs_used"]
+            rejects += [Reject(*fields) for fields in part.sidecar["rejects"]]
+        write_rejects(_rejects_path(source, out), rejects)
+        if not writer.documents:
+            raise _nothing_built(plan, source, out, rejects)
+        writer.about.update(songs_used=used, songs_rejected=len(rejects))
+
+
+def _nothing_built(plan: BuildSpec, source: SourceSpec, out: Path, rejects: list[Reject]) -> InputError:
+    where = f"{plan.path}: sources.{source.name}"
+    if not rejects:
+        what = f"yields no document, {source.manifest} has no song for the split {source.split}"
+        return InputError(where, what, "name another manifest or mend held_out")
+    rule, count = Counter(reject.rule for reject in rejects).most_common(1)[0]
+    example = next(reject for reject in rejects if reject.rule == rule)
+    what = f"yields no document, all {len(rejects)} songs were rejected, {count} by {rule} ({example.detail})"
+    return InputError(where, what, f"mend the songs or the options; {out / REJECTS} names each")
+
+
+def _rejects_path(source: SourceSpec, out: Path) -> Path:
+    return out / _WORK / f"{source.name}.{REJECTS}"
+
+
+def _write_rejects_of_all(plan: BuildSpec, out: Path) -> None:
+    paths = [_rejects_path(source, out) for source in plan.sources]
+    write_rejects(out / REJECTS, [reject for path in paths if path.is_file() for reject in read_rejects(path)])

@@ -1,0 +1,90 @@
+"""Work spread over processes, with results in the order of the jobs whatever the number of processes.
+
+Nothing heavy is imported here: a worker sets its thread count before the libraries that read it are loaded.
+"""
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from types import TracebackType
+from typing import TypeVar
+
+from megatron_music.errors import InputError
+
+Job = TypeVar("Job")
+Result = TypeVar("Result")
+_THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+
+
+def usable_cores() -> int:
+    """Processor cores that this process may use, which a SLURM job or a container may have limited."""
+    return len(os.sched_getaffinity(0))
+
+
+class Workers:
+    """``processes`` workers (this process alone where it is 1), started when the first job is there.
+
+    Workers are spawned, not forked, since the parent may hold threads and a GPU. They end with their parent, even where
+    that is killed, so that a restarted run never meets its predecessor's.
+    """
+
+    def __init__(self, processes: int | None = None):
+        self.processes = usable_cores() if processes is None else processes
+        if self.processes < 1:
+            raise InputError("processes", f"{self.processes} is too few", "name 1 or more")
+        self._pool: ProcessPoolExecutor | None = None
+
+    def __enter__(self) -> "Workers":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._pool:
+            self._pool.shutdown(cancel_futures=True)
+
+    def map(self, function: Callable[[Job], Result], jobs: Iterable[Job]) -> Iterator[Result]:
+        """Yields ``function(job)`` in the order of ``jobs``; a few jobs for each worker are taken ahead, no more.
+
+        Raises what ``function`` raises, and InputError where a worker was killed.
+        """
+        if self.processes == 1:
+            yield from map(function, jobs)
+            return
+        pending: deque[Future[Result]] = deque()
+        try:
+            for job in jobs:
+                pending.append(self._executor().submit(function, job))
+                if len(pending) >= 2 * self.processes:
+                    yield pending.popleft().result()
+            while pending:
+                yield pending.popleft().result()
+        except BrokenProcessPool:
+            mend = "it may have run out of memory: name fewer processes and run again, finished parts are kept"
+            raise InputError("worker", "a worker process was killed", mend) from None
+
+    def _executor(self) -> ProcessPoolExecutor:
+        if self._pool is None:
+            threads = max(1, usable_cores() // self.processes)
+            context = multiprocessing.get_context("spawn")
+            self._pool = ProcessPoolExecutor(self.processes, context, _start_worker, (threads,))
+        return self._pool
+
+
+def _start_worker(threads: int) -> None:
+    for variable in _THREAD_VARIABLES:
+        os.environ.setdefault(variable, str(threads))
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)

@@ -1,0 +1,41 @@
+"""A folder that one run at a time fills, and that a run started again finds in order."""
+
+import fcntl
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from megatron_music.errors import InputError
+
+_LOCK = ".lock"
+_TEMPORARY = re.compile(r"\.(?P<name>.+)\.[a-z0-9_]{8}")
+
+
+@contextmanager
+def workplace(folder: str | Path) -> Iterator[Path]:
+    """Makes ``folder`` and keeps other runs out of it while the block runs.
+
+    What ``atomic_path`` could not clear away because its process was killed is cleared first. Raises InputError where
+    the name is taken by a file or another run is at work in the folder.
+    """
+    folder = Path(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise InputError(folder, "is a file or lies below one", "name a folder") from None
+    except OSError as error:
+        raise InputError(folder, f"can't be made ({error.strerror})", "name a folder that can be written") from None
+    with open(folder / _LOCK, "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(folder, "another run is filling this folder", "wait for it or name another") from None
+        except OSError:
+            pass  # Some cluster file systems have no locks; there it is on the user to start one run at a time.
+        for path in folder.glob(".*"):
+            match = _TEMPORARY.fullmatch(path.name)
+            if match and path.is_dir() and {file.name for file in path.iterdir()} <= {match["name"], "replaced"}:
+                shutil.rmtree(path)
+        yield folder
