@@ -1,0 +1,140 @@
+"""Lyrics-to-song documents: the whole lyrics first, then each segment's text followed by its audio.
+
+``{instruction}\\n[Genre] {tags}\\n{all segments' texts joined by \\n}``, then for each segment ``[start_of_segment]``,
+its text, ``<SOA><codec>`` v1 a1 v2 a2 ... ``<EOA>`` and ``[end_of_segment]``, then ``<EOD>``: id for id what YuE's
+released preprocessor writes. Each of these texts is encoded on its own.
+"""
+
+import re
+from dataclasses import replace
+from typing import Literal
+
+import numpy as np
+from pydantic import Field
+
+from megatron_music.documents.document import Document, DocumentBuilder, DocumentContext, dual_track
+from megatron_music.documents.tracks import Pair, TrackOptions, load_pair
+from megatron_music.songs.filters import count_lines, without_irrelevant_text
+from megatron_music.songs.song import Rejected, Segment, Song
+
+INSTRUCTION = "Generate music from the given lyrics segment by segment."
+_COMMAS, _SPACES = re.compile("[,;，；、]"), re.compile(r"\s+")
+
+
+class LyricsOptions(TrackOptions):
+    """Options of lyrics-to-song documents.
+
+    Attributes:
+        tags: as the manifest has them, or shuffled and separated by spaces.
+        header: False gives the released preprocessor's other form: no header and no segment marks, each segment's text
+            after an instruction of its own.
+        instruction_dropout: share of segments whose instruction is left out, in the form without the header.
+        min_segment_s: shorter segments get no audio span; their text stays in the header.
+        overhang: what becomes of a segment that ends in the frames that trimming took away, at most
+            ``max_length_difference_frames`` of them: dropped like a short one, as released, or clipped. A song with a
+            segment that ends further out is rejected.
+        min_lyric_lines: songs with fewer sung lines are rejected (10 in YuE's pretraining).
+        remove_irrelevant_text: take out credits, links and the like.
+    """
+
+    instruction: str = INSTRUCTION
+    tags: Literal["as_written", "shuffled"] = "as_written"
+    header: bool = True
+    instruction_dropout: float = Field(0.0, ge=0, le=1)
+    min_segment_s: float = Field(1.0, ge=0)
+    overhang: Literal["drop", "clip"] = "drop"
+    min_lyric_lines: int = Field(0, ge=0)
+    remove_irrelevant_text: bool = False
+
+
+def documents(song: Song, context: DocumentContext, rng: np.random.Generator, options: LyricsOptions) -> list[Document]:
+    """The one document of a song; raises Rejected where it has none."""
+    lyrics = usable_lyrics(song, options)
+    pair = load_pair(song, context, options)
+    segments = usable_segments(lyrics, pair, options)
+    builder = DocumentBuilder(context)
+    if options.header:
+        builder.text(header_text(song, lyrics, rng, options))
+        append_segments(builder, segments, pair, context)
+    else:
+        _append_instructed_segments(builder, segments, pair, context, rng, options)
+    return [builder.build(song.id)]
+
+
+def header_text(song: Song, lyrics: list[Segment], rng: np.random.Generator, options: LyricsOptions) -> str:
+    """Instruction, tags and the whole lyrics."""
+    tags = tag_text(song.genres, rng, options.tags)
+    whole = "\n".join(segment.text for segment in lyrics)
+    return f"{options.instruction}\n[Genre] {tags}\n{whole}"
+
+
+def tag_text(genres: str, rng: np.random.Generator, form: Literal["as_written", "shuffled"]) -> str:
+    """The tags as they are, or in random order and separated by spaces.
+
+    Tags are told apart at commas where there are any, and at spaces otherwise.
+    """
+    if form == "as_written":
+        return genres
+    separator = _COMMAS if _COMMAS.search(genres) else _SPACES
+    tags = [tag.strip() for tag in separator.split(genres) if tag.strip()]
+    return " ".join(tags[index] for index in rng.permutation(len(tags)))
+
+
+def usable_lyrics(song: Song, options: LyricsOptions) -> list[Segment]:
+    """The song's segments with their texts cleaned; raises Rejected where there are none or too few lines."""
+    segments = song.segments
+    if not segments:
+        raise Rejected("no_segments", "the song has no segments")
+    if options.remove_irrelevant_text:
+        segments = [replace(segment, text=without_irrelevant_text(segment.text)) for segment in segments]
+    if options.min_lyric_lines and (lines := count_lines(segments)) < options.min_lyric_lines:
+        raise Rejected("few_lyrics", f"the song has {lines} lines of lyrics, fewer than {options.min_lyric_lines}")
+    return segments
+
+
+def usable_segments(lyrics: list[Segment], pair: Pair, options: LyricsOptions) -> list[Segment]:
+    """The segments that get an audio span; raises Rejected for none, or for one outside the codes."""
+    outermost = pair.longest_frames + options.max_length_difference_frames
+    kept = []
+    for index, segment in enumerate(lyrics):
+        if segment.end_frame > outermost:
+            raise Rejected(
+                "segment_frames",
+                f"segment {index} ends at frame {segment.end_frame}, the tracks have {pair.longest_frames}",
+            )
+        end = min(segment.end_frame, pair.frames)
+        if end < segment.end_frame and options.overhang == "drop":
+            continue
+        if end > segment.start_frame and end - segment.start_frame >= pair.frames_per_second * options.min_segment_s:
+            kept.append(replace(segment, end_frame=end))
+    if not kept:
+        raise Rejected("no_segments", f"none of the song's {len(lyrics)} segments can be used")
+    return kept
+
+
+def append_segments(builder: DocumentBuilder, segments: list[Segment], pair: Pair, context: DocumentContext) -> None:
+    """Each segment's text and audio between the segment marks."""
+    for segment in segments:
+        builder.text("[start_of_segment]")
+        builder.text(segment.text)
+        builder.audio(*_segment_audio(segment, pair, context))
+        builder.text("[end_of_segment]")
+
+
+def _append_instructed_segments(
+    builder: DocumentBuilder,
+    segments: list[Segment],
+    pair: Pair,
+    context: DocumentContext,
+    rng: np.random.Generator,
+    options: LyricsOptions,
+) -> None:
+    for segment in segments:
+        dropped = options.instruction_dropout > 0 and rng.random() < options.instruction_dropout
+        builder.text(segment.text if dropped else f"{options.instruction}\n{segment.text}")
+        builder.audio(*_segment_audio(segment, pair, context))
+
+
+def _segment_audio(segment: Segment, pair: Pair, context: DocumentContext) -> tuple[np.ndarray, np.ndarray]:
+    span = slice(segment.start_frame, segment.end_frame)
+    return dual_track(pair.vocals_T[span], pair.accompaniment_T[span], context.codec)

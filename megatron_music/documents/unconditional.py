@@ -1,0 +1,51 @@
+"""Documents of a whole song under its tags, without lyrics: the mix, or vocals and accompaniment interleaved.
+
+``{instruction}\\n[Genre] {tags}`` and ``<SOA><codec>`` codes ``<EOA>``, then ``<EOD>``.
+"""
+
+from typing import Literal
+
+import numpy as np
+
+from megatron_music.documents.document import Document, DocumentBuilder, DocumentContext, dual_track, single_track
+from megatron_music.documents.lyrics_to_song import tag_text
+from megatron_music.documents.tracks import TrackOptions, checked_rate, load_pair
+from megatron_music.songs.song import Song
+from megatron_music.vocabulary.kinds import Kind
+
+INSTRUCTIONS = {
+    "mix": "Generate music based on the given tags",
+    "dual": "Generate music in dual-track format based on the given tags",
+}
+
+
+class UnconditionalOptions(TrackOptions):
+    """Options of documents without lyrics.
+
+    Attributes:
+        tracks: the mix, or vocals and accompaniment interleaved.
+        instruction: another one than INSTRUCTIONS has for ``tracks``.
+        tags: shuffled and separated by spaces, as in YuE's pretraining, or as the manifest has them.
+    """
+
+    tracks: Literal["mix", "dual"] = "mix"
+    instruction: str | None = None
+    tags: Literal["as_written", "shuffled"] = "shuffled"
+
+
+def documents(
+    song: Song, context: DocumentContext, rng: np.random.Generator, options: UnconditionalOptions
+) -> list[Document]:
+    """The one document of a song; raises Rejected where it has none."""
+    if options.tracks == "dual":
+        pair = load_pair(song, context, options)
+        audio = dual_track(pair.vocals_T, pair.accompaniment_T, context.codec)
+    else:
+        codes_T = context.codes(song, "mix")[0]
+        checked_rate(song, len(codes_T), options)
+        audio = single_track(codes_T, Kind.MIX, context.codec)
+    instruction = INSTRUCTIONS[options.tracks] if options.instruction is None else options.instruction
+    builder = DocumentBuilder(context)
+    builder.text(f"{instruction}\n[Genre] {tag_text(song.genres, rng, options.tags)}")
+    builder.audio(*audio)
+    return [builder.build(song.id)]
