@@ -236,7 +236,8 @@ def parse_strict(model: type[Strict], content: dict[str, Any], path: str | Path)
     try:
         return model.model_validate(content, context={"folder": Path(path).resolve().parent})
     except ValidationError as error:
-        fault = error.errors()[0]
+        # A misspelt field is also a missing one; its own spelling tells more.
+        fault = min(error.errors(), key=lambda fault: fault["type"] != "extra_forbidden")
     field = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in fault["loc"]).lstrip(".")
     where = f"{path}: {field}" if field else str(path)
     if fault["type"] == "extra_forbidden":

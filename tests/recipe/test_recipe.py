@@ -1,0 +1,233 @@
+"""Recipes: what is read, what is refused and with which words."""
+
+from fractions import Fraction
+
+import pytest
+import yaml
+
+from megatron_music.errors import InputError
+from megatron_music.recipe.flops import flops_per_token, parameter_count
+from megatron_music.recipe.recipe import Network, Recipe
+
+YUE = ["yue_7b", "yue_2b", "yue_0.5b", "yue_stage2"]
+
+
+@pytest.fixture
+def content():
+    return {
+        "name": "small",
+        "vocabulary": "vocabulary.yaml",
+        "corpus": "corpus",
+        "run": "runs/small",
+        "network": {
+            "hidden_size": 64,
+            "layers": 4,
+            "attention_heads": 4,
+            "key_value_heads": 2,
+            "ffn_hidden_size": 128,
+            "position_limit": 64,
+        },
+        "layout": {"tensor": 2, "sequence": True},
+        "phases": [
+            {
+                "name": "only",
+                "tokens": "1k",
+                "context_tokens": 64,
+                "batch_sequences": 4,
+                "learning_rate": 1e-3,
+                "mixture": {"songs": "29/44", "speech": 0.25},
+            }
+        ],
+    }
+
+
+@pytest.fixture
+def load(content, tmp_path):
+    def load(*overrides):
+        path = tmp_path / "recipe.yaml"
+        path.write_text(yaml.safe_dump(content))
+        return Recipe.load(path, list(overrides))
+
+    return load
+
+
+def test_fields_are_read_with_their_units_and_paths_from_the_files_folder(load, tmp_path):
+    recipe = load()
+    phase = recipe.phases[0]
+    assert phase.tokens == 1000
+    assert phase.mixture == {"songs": Fraction(29, 44), "speech": Fraction(1, 4)}
+    assert phase.learning_rate.shape == "constant" and phase.learning_rate.end == 1e-3
+    assert recipe.corpus == tmp_path / "corpus"
+
+
+def test_the_resolved_recipe_reads_back_equal_from_any_folder(load, tmp_path):
+    recipe = load()
+    recipe.save(tmp_path / "elsewhere" / "resolved.yaml")
+    assert Recipe.load(tmp_path / "elsewhere" / "resolved.yaml") == recipe
+
+
+def test_overrides_reach_list_items_by_index_and_by_name(load):
+    recipe = load("phases.0.tokens=3M", "phases.only.mixture.songs=2", "layout.tensor=1", "layout.sequence=false")
+    assert recipe.phases[0].tokens == 3_000_000
+    assert recipe.phases[0].mixture["songs"] == 2
+    assert recipe.layout.tensor == 1
+
+
+@pytest.mark.parametrize("name", [*YUE, "quickstart", "quickstart_stage2"])
+def test_the_shipped_recipes_pass_validation(repository, name):
+    assert Recipe.load(repository / "examples" / f"{name}.yaml").phases
+
+
+@pytest.mark.parametrize("name", YUE)
+def test_all_published_recipes_share_the_optimizer_and_the_batch_in_tokens(repository, name):
+    recipe = Recipe.load(repository / "examples" / f"{name}.yaml")
+    optimizer = recipe.optimizer
+    assert (optimizer.beta1, optimizer.beta2, optimizer.epsilon) == (0.9, 0.95, 1e-8)
+    assert (optimizer.weight_decay, optimizer.clip_norm, recipe.network.init_std) == (0.1, 1.0, 0.02)
+    assert (recipe.network.rope_base, recipe.network.norm_epsilon, recipe.precision) == (10000, 1e-5, "bf16")
+    assert {phase.step_tokens for phase in recipe.phases} == {768 * 8192}
+
+
+@pytest.mark.parametrize("name", ["yue_7b", "yue_2b"])
+def test_stage_1_has_the_decks_four_phases(repository, name):
+    phases = Recipe.load(repository / "examples" / f"{name}.yaml").phases
+    rates = [(phase.learning_rate.shape, phase.learning_rate.start, phase.learning_rate.end) for phase in phases]
+    assert [phase.tokens for phase in phases] == [240 * 10**9, 760 * 10**9, 750 * 10**9, 20 * 10**9]
+    assert [phase.context_tokens for phase in phases] == [8192, 8192, 16384, 16384]
+    assert [phase.batch_sequences for phase in phases] == [768, 768, 384, 384]
+    assert rates == [("linear", 0, 3e-4), ("constant", 3e-4, 3e-4), ("constant", 3e-4, 3e-4), ("cosine", 3e-4, 3e-5)]
+
+
+@pytest.mark.parametrize("name", ["yue_7b", "yue_2b", "yue_0.5b"])
+def test_the_mixtures_hold_the_published_ratios(repository, name):
+    phases = Recipe.load(repository / "examples" / f"{name}.yaml").phases
+
+    def share(phase, *prefixes):
+        return sum(ratio for source, ratio in phase.mixture.items() if source.startswith(prefixes))
+
+    for phase in phases[:3]:
+        conditional, unconditional = share(phase, "lyrics", "speech"), share(phase, "mix", "dual")
+        assert conditional / unconditional == 3
+        assert share(phase, "lyrics", "mix", "dual") / share(phase, "speech") == 10
+    for phase in phases[1:3]:
+        for task in ("lyrics_to_song", "speech", "dual_track"):
+            assert phase.mixture[f"{task}_en_zh"] == 2 * phase.mixture[f"{task}_other"]
+    assert share(phases[0], "mix") == share(phases[0], "dual")
+    assert not share(phases[2], "mix")
+    assert share(phases[3], "lyrics") / share(phases[3], "reference") == 2
+    assert not share(phases[3], "speech", "mix", "dual")
+
+
+def test_the_predictor_is_the_full_run_in_proportion(repository):
+    small, full = (Recipe.load(repository / "examples" / f"{name}.yaml").phases for name in ("yue_0.5b", "yue_7b"))
+    assert sum(phase.tokens for phase in small) == 70 * 10**9
+    for ours, theirs in zip(small, full, strict=True):
+        assert ours.tokens / (70 * 10**9) == pytest.approx(theirs.tokens / (1770 * 10**9), abs=1e-3)
+
+
+def test_stage_2_warms_up_for_a_hundredth_of_its_2t_tokens(repository):
+    first, second = Recipe.load(repository / "examples" / "yue_stage2.yaml").phases
+    assert first.tokens + second.tokens == 2 * 10**12
+    assert first.tokens * 100 == 2 * 10**12
+    assert (second.learning_rate.shape, second.learning_rate.end) == ("cosine", 3e-5)
+
+
+def test_parameter_counts_of_the_published_shapes(repository):
+    counts = {
+        name: parameter_count(Recipe.load(repository / "examples" / f"{name}.yaml").network, 83_968) for name in YUE
+    }
+    # 7B: 32 layers of 4096 x (4096 + 2 x 512) + 4096^2 + 3 x 4096 x 11008 + norms, final norm, two tables.
+    layer = 4096 * 5120 + 4096**2 + 3 * 4096 * 11008 + 2 * 4096
+    assert counts["yue_7b"] == 32 * layer + 4096 + 2 * 83_968 * 4096
+    assert counts["yue_7b"] == pytest.approx(6.2e9, rel=0.01)
+    assert counts["yue_stage2"] == pytest.approx(1.56e9, rel=0.01)
+
+
+def test_flops_of_the_half_billion_network():
+    network = Network(
+        hidden_size=1024, layers=24, attention_heads=16, key_value_heads=4, ffn_hidden_size=4096, position_limit=8192
+    )
+    assert flops_per_token(network, 83_968, 8192) == pytest.approx(3.9e9, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        ("leyers", 3, "leyers: unknown field; known fields here: "),
+        ("network.layer", 3, "network.layer: unknown field; did you mean layers?"),
+        ("phases.0.token", 3, "phases[0].token: unknown field; did you mean tokens?"),
+        ("phases.0.learning_rate", {"shape": "linear", "start": 0, "stop": 1}, "unknown field"),
+        ("network.hidden_size", None, "network.hidden_size: "),
+        ("network.hidden_size", 62, "is not a multiple of attention_heads 4"),
+        ("network.attention_heads", 64, "the head size 1 is odd"),
+        ("network.key_value_heads", 3, "is not a multiple of key_value_heads 3"),
+        ("layout.tensor", 4, "layout.tensor 4 does not divide network.key_value_heads 2"),
+        ("layout.tensor", 1, "sequence parallelism needs tensor above 1"),
+        ("layout.pipeline", 3, "network.layers 4 is not a multiple of layout.pipeline x layout.interleave = 3"),
+        ("layout.interleave", 2, "interleave needs pipeline above 1"),
+        ("phases.0.tokens", "240 billion", "'240 billion' is not a count"),
+        ("phases.0.tokens", 0, "phases[0].tokens: "),
+        ("phases.0.tokens", 1.5, "1.5 is not a whole number"),
+        ("phases.0.tokens", True, "is a truth value"),
+        ("phases.0.context_tokens", 128, "context_tokens 128 is above network.position_limit 64"),
+        ("phases.0.context_tokens", 63, "is not a multiple of layout.tensor 2"),
+        ("phases.0.micro_batch_sequences", 3, "is not a multiple of micro_batch_sequences 3"),
+        ("phases.0.mixture", {}, "phases[0].mixture: "),
+        ("phases.0.mixture.songs", "a/b", "'a/b' is not a number or a fraction"),
+        ("phases.0.mixture.songs", -1, "must be above 0"),
+        ("phases.0.learning_rate", -1, "phases[0].learning_rate.start: "),
+        ("phases.0.learning_rate", "fast", "phases[0].learning_rate: "),
+        ("phases", [], "phases: "),
+        ("precision", "fp7", "precision: "),
+        ("seed", "one", "seed: "),
+        ("corpus", 7, "7 is not a path"),
+    ],
+)
+def test_a_bad_recipe_gets_one_line_that_names_file_field_and_mend(content, load, tmp_path, path, value, message):
+    *parents, last = path.split(".")
+    node = content
+    for part in parents:
+        node = node[int(part)] if part.isdigit() else node[part]
+    node[last] = value
+    with pytest.raises(InputError) as error:
+        load()
+    assert str(error.value).startswith(str(tmp_path / "recipe.yaml"))
+    assert message in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("phases", "is not of the form a.b=c"),
+        ("phases.late.tokens=3", "there is no item 'late'; choose one of ['only'] or an index"),
+        ("name.first=x", "lies under a plain value"),
+    ],
+)
+def test_a_bad_override_is_refused(load, override, message):
+    with pytest.raises(InputError, match="--set") as error:
+        load(override)
+    assert message in str(error.value)
+
+
+def test_two_phases_of_one_name_are_refused(content, load):
+    content["phases"] = content["phases"] * 2
+    with pytest.raises(InputError, match="two phases are named 'only'"):
+        load()
+
+
+def test_a_missing_field_and_a_file_that_is_not_yaml_are_named(content, load, tmp_path):
+    del content["phases"][0]["tokens"]
+    with pytest.raises(InputError, match=r"phases\[0\].tokens: missing field"):
+        load()
+    (tmp_path / "bad.yaml").write_text("a: [1")
+    with pytest.raises(InputError, match="bad.yaml: line"):
+        Recipe.load(tmp_path / "bad.yaml")
+
+
+def test_processes_and_batches_have_to_divide(load):
+    recipe = load()
+    assert recipe.data_processes(8) == 4
+    with pytest.raises(InputError, match="3 processes are not a multiple of tensor x pipeline = 2"):
+        recipe.data_processes(3)
+    with pytest.raises(InputError, match=r"phases\[0\].batch_sequences: 4 is not a multiple of 8 data-parallel"):
+        recipe.data_processes(16)
