@@ -1,0 +1,197 @@
+"""From a checkpoint of `train` to a Hugging Face Llama folder that transformers, vLLM and `generate` load.
+
+The folder carries what belongs to the weights: vocabulary, text tokenizer, fitted codec, the tasks of the training
+documents (`documents.json`), the published sampling settings, and a model card.
+"""
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from megatron_music.conversion.card import model_card
+from megatron_music.errors import InputError
+from megatron_music.files import atomic_path, read_json, write_json
+from megatron_music.progress import track
+from megatron_music.recipe.recipe import Recipe
+from megatron_music.training.run_folder import CheckpointState, RunFolder, read_state
+from megatron_music.vocabulary.vocabulary import Vocabulary
+
+if TYPE_CHECKING:
+    from megatron_music.conversion.checkpoint import CheckpointReader
+    from megatron_music.conversion.llama import Weight
+
+DTYPES = {"bfloat16": 2, "float32": 4}
+SHARD_BYTES = 2**30
+CARRIED = ("vocabulary.yaml", "tokenizer.model")
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A checkpoint with what its run says of it."""
+
+    checkpoint: Path
+    recipe: Recipe
+    state: CheckpointState
+    corpus: Path
+    vocabulary: Vocabulary
+
+    @classmethod
+    def open(cls, checkpoint: Path, corpus: Path | None = None) -> "Trained":
+        """Reads a checkpoint's recipe and state; a run folder stands for its latest checkpoint.
+
+        Raises InputError where the folder is neither, or the corpus that it was trained on is not there.
+        """
+        checkpoint = Path(checkpoint)
+        if not checkpoint.is_dir():
+            raise InputError(checkpoint, "no such checkpoint", "name one such as RUN/checkpoints/step_000100")
+        complete = RunFolder(checkpoint).complete_checkpoints()
+        if complete:
+            checkpoint = complete[-1][0]
+        state = read_state(checkpoint)
+        recipe = Recipe.load(checkpoint / "recipe.yaml")
+        corpus = Path(corpus or recipe.corpus)
+        for name in CARRIED:
+            if not (corpus / name).is_file():
+                raise InputError(corpus, f"has no {name}", "name the corpus that the model was trained on (--corpus)")
+        return cls(checkpoint, recipe, state, corpus, Vocabulary.load(corpus / "vocabulary.yaml"))
+
+    def documents(self) -> dict[str, Any]:
+        """Task and options of every source that the recipe's phases draw from, and its shares of them."""
+        sources: dict[str, Any] = {}
+        for phase in self.recipe.phases:
+            for name, share in phase.mixture.items():
+                if name not in sources:
+                    sidecar = read_json(self.corpus / f"{name}.json")
+                    sources[name] = {field: sidecar.get(field) for field in ("task", "options")} | {"shares": {}}
+                sources[name]["shares"][phase.name] = str(share)
+        return {"codec": self.vocabulary.default_codec, "sources": sources}
+
+
+def export_checkpoint(
+    checkpoint: Path, out: Path, dtype: str = "bfloat16", corpus: Path | None = None, shard_bytes: int = SHARD_BYTES
+) -> None:
+    """Writes ``checkpoint`` as a Llama folder; ``out`` appears whole.
+
+    The weights are read layer by layer and written shard by shard, so that memory holds about one shard.
+
+    Args:
+        checkpoint: ``RUN/checkpoints/step_N``, or ``RUN`` for its latest one.
+        dtype: "bfloat16" from the model's weights, "float32" from the optimizer's master weights where it keeps some.
+        corpus: the folder with vocabulary, tokenizer and codec; None takes the one that the recipe names.
+        shard_bytes: most bytes of one weights file, unless a single tensor has more.
+
+    Raises:
+        InputError: the folder is no checkpoint, or recipe and weights do not fit each other.
+    """
+    from megatron_music.conversion.checkpoint import CheckpointReader
+    from megatron_music.conversion.llama import llama_config, llama_weights
+
+    if dtype not in DTYPES:
+        raise InputError("dtype", f"{dtype} can't be exported", f"choose from {', '.join(DTYPES)}")
+    refuse_foreign_folder(out, "config.json")
+    trained = Trained.open(checkpoint, corpus)
+    vocabulary, network = trained.vocabulary, trained.recipe.network
+    reader = CheckpointReader(trained.checkpoint)
+    weights = list(llama_weights(network, vocabulary.padded_size))
+    _check_shapes(reader, weights)
+    documents = trained.documents()
+    # Read before the first weight, so that a bad metrics file costs no conversion.
+    card = model_card(trained.recipe, trained.state, trained.checkpoint, documents, dtype, vocabulary.padded_size)
+    config = llama_config(network, vocabulary.padded_size, dtype, vocabulary.special("<EOA>"))
+    with atomic_path(out) as folder:
+        folder.mkdir()
+        _write_weights(folder, reader, weights, dtype, shard_bytes)
+        write_json(folder / "config.json", config)
+        write_json(folder / "generation_config.json", _generation_config(vocabulary, documents))
+        write_json(folder / "documents.json", documents)
+        for name in CARRIED:
+            shutil.copyfile(trained.corpus / name, folder / name)
+        if (trained.corpus / "codec").is_dir():
+            shutil.copytree(trained.corpus / "codec", folder / "codec")
+        (folder / "README.md").write_text(card, encoding="utf-8")
+
+
+def refuse_foreign_folder(out: Path, mark: str) -> None:
+    """Raises InputError where ``out`` exists and holds other things than an earlier output, known by its ``mark``."""
+    out = Path(out)
+    if out.exists() and not (out.is_dir() and ((out / mark).is_file() or not any(out.iterdir()))):
+        raise InputError(out, f"exists and holds no {mark}", "name a new folder")
+
+
+def _check_shapes(reader: "CheckpointReader", weights: list["Weight"]) -> None:
+    """Every source tensor has as many numbers as the weights that are cut out of it, before any is read."""
+    expected: dict[str, int] = {}
+    for weight in weights:
+        expected[weight.source] = expected.get(weight.source, 0) + weight.elements
+    for source, elements in expected.items():
+        shape = reader.shape(source)
+        found = 1
+        for size in shape:
+            found *= size
+        if found != elements:
+            what = f"{source} has shape {shape}, where the recipe's network and vocabulary need {elements} numbers"
+            raise InputError(reader.folder, what, "use the recipe.yaml that the checkpoint was written with")
+
+
+def _write_weights(
+    folder: Path, reader: "CheckpointReader", weights: list["Weight"], dtype: str, shard_bytes: int
+) -> None:
+    import torch
+    from safetensors.torch import save_file
+
+    from megatron_music.conversion.checkpoint import MASTER_PREFIX
+
+    shards = _in_shards(weights, DTYPES[dtype], shard_bytes)
+    place: dict[str, str] = {}
+    cached: tuple[tuple[str, int | None], Any] = (("", None), None)
+    for number, shard in enumerate(track(shards, "export: files of weights", len(shards)), start=1):
+        name = "model.safetensors" if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        tensors = {}
+        for weight in shard:
+            source = weight.source
+            if dtype == "float32" and MASTER_PREFIX + source in reader:
+                source = MASTER_PREFIX + source
+            # Queries, keys and values, and gate and up projection, come from one row each: it is read once.
+            if cached[0] != (source, weight.layer):
+                cached = ((source, weight.layer), reader.read(source, weight.layer))
+            # A copy of its own: safetensors refuses tensors that share memory, as gate and up projection do.
+            taken = weight.take(cached[1]).to(getattr(torch, dtype), copy=True)
+            tensors[weight.name] = taken.reshape(weight.shape).contiguous()
+            place[weight.name] = name
+        save_file(tensors, folder / name, metadata={"format": "pt"})
+    if len(shards) > 1:
+        total = sum(weight.elements for weight in weights) * DTYPES[dtype]
+        write_json(folder / "model.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": place})
+
+
+def _in_shards(weights: list["Weight"], element_bytes: int, shard_bytes: int) -> list[list["Weight"]]:
+    shards: list[list[Weight]] = [[]]
+    size = 0
+    for weight in weights:
+        weight_bytes = weight.elements * element_bytes
+        if shards[-1] and size + weight_bytes > shard_bytes:
+            shards.append([])
+            size = 0
+        shards[-1].append(weight)
+        size += weight_bytes
+    return shards
+
+
+def _generation_config(vocabulary: Vocabulary, documents: dict[str, Any]) -> dict[str, Any]:
+    """The settings published with YuE: sampling for stage 1, the most probable code for stage 2."""
+    end = vocabulary.special("<EOA>")
+    tasks = {source["task"] for source in documents["sources"].values()}
+    if tasks == {"residual"}:
+        return {"do_sample": False, "eos_token_id": end, "pad_token_id": end}
+    return {
+        "do_sample": True,
+        "temperature": 1.0,
+        "top_k": 50,
+        "top_p": 0.93,
+        "repetition_penalty": 1.1,
+        "min_new_tokens": 100,
+        "max_new_tokens": 3000,
+        "eos_token_id": end,
+        "pad_token_id": end,
+    }

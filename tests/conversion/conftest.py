@@ -1,0 +1,87 @@
+"""A checkpoint as `train` leaves it: written by the engine on one process, in a run folder beside a corpus."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+from megatron_music.engine.processes import launch
+from megatron_music.recipe.recipe import Recipe
+from megatron_music.training.run_folder import CheckpointState, write_state
+from megatron_music.vocabulary.text import train_text_tokenizer
+
+VOCABULARY = {
+    "name": "tiny",
+    "text": {"size": 300},
+    "specials": {"first": 300, "tokens": ["<EOD>", "<SOA>", "<EOA>", "<stage_1>", "<stage_2>", "<embedded>"]},
+    "codecs": [{"name": "embedded", "marker": "<embedded>", "first": 306, "codebooks": 4, "codebook_size": 16}],
+    "size": 370,
+    "padded_size": 384,
+    "default_codec": "embedded",
+}
+
+
+def write_trained(recipe: Recipe, checkpoint: Path, probe: Path) -> None:
+    """Runs in its own process: a network with weights of some size, its checkpoint, and its logits of a probe."""
+    import torch
+
+    from megatron_music.engine import processes
+    from megatron_music.engine.engine import Engine
+
+    processes.join(recipe.layout)
+    engine = Engine(recipe, VOCABULARY["padded_size"])
+    with torch.no_grad():
+        for chunk in engine.chunks:
+            for parameter in chunk.parameters():
+                parameter.mul_(4).add_(torch.randn_like(parameter) * 0.05)
+    engine.optimizer.reload_model_params()
+    engine.save(checkpoint)
+    ids = np.random.default_rng(0).integers(0, 370, (2, 24))
+    np.savez(probe, ids=ids, logits=engine.logits(ids).numpy())
+    processes.leave()
+
+
+@pytest.fixture(scope="session")
+def trained_run(tmp_path_factory) -> Path:
+    """A folder with ``corpus/``, ``run/checkpoints/step_000007`` and ``probe.npz``."""
+    folder = tmp_path_factory.mktemp("trained")
+    corpus, checkpoint = folder / "corpus", folder / "run" / "checkpoints" / "step_000007"
+    (corpus / "codec").mkdir(parents=True)
+    checkpoint.mkdir(parents=True)
+    (corpus / "codec" / "codebooks.bin").write_bytes(b"codebooks")
+    (corpus / "vocabulary.yaml").write_text(yaml.safe_dump(VOCABULARY))
+    (corpus / "cot.json").write_text(json.dumps({"task": "lyrics_to_song", "options": {"tags": "as_written"}}))
+    train_text_tokenizer(["[verse]\nla la la the sun is high\n\n"], corpus / "tokenizer.model", 300)
+    network = {
+        "hidden_size": 32, "layers": 3, "attention_heads": 4, "key_value_heads": 2, "ffn_hidden_size": 48,
+        "position_limit": 64, "rope_base": 5000.0, "norm_epsilon": 1e-4,
+    }  # fmt: skip
+    phase = {
+        "name": "warm-up", "tokens": 1000, "context_tokens": 16, "batch_sequences": 2, "learning_rate": 1e-3,
+        "mixture": {"cot": 1},
+    }  # fmt: skip
+    content = {
+        "name": "tiny song", "vocabulary": "corpus/vocabulary.yaml", "corpus": "corpus", "run": "run",
+        "precision": "fp32", "network": network, "phases": [phase],
+    }  # fmt: skip
+    recipe = Recipe.parse(content, folder / "recipe.yaml")
+    launch(write_trained, 1, recipe, checkpoint, folder / "probe.npz")
+    recipe.save(checkpoint / "recipe.yaml")
+    write_state(checkpoint, CheckpointState(7, 224, "warm-up", False))
+    metrics = [
+        {"step": 5, "loss": 4.5, "loss/vocal": 4.25},
+        {"step": 6, "validation/loss": 4.75, "validation/loss/text": 5.5},
+        {"step": 8, "loss": 1.0},
+    ]
+    lines = "".join(f"{json.dumps(line)}\n" for line in metrics)
+    (folder / "run" / "metrics.jsonl").write_text(lines + '{"step": 7, "lo')
+    return folder
+
+
+@pytest.fixture
+def own_run(trained_run, tmp_path) -> Path:
+    """A copy of the run to spoil."""
+    return Path(shutil.copytree(trained_run, tmp_path / "own"))
