@@ -51,7 +51,8 @@ class CodesRow:
 def write_codes_shard(path: str | Path, rows: Iterable[CodesRow]) -> None:
     """Writes a shard, whole or not at all, holding no more than a row group in memory."""
     rows = iter(rows)
-    with atomic_path(path) as temporary, pq.ParquetWriter(temporary, SHARD_SCHEMA, compression="zstd") as writer:
+    options = {"compression": "zstd", "write_page_checksum": True}
+    with atomic_path(path) as temporary, pq.ParquetWriter(temporary, SHARD_SCHEMA, **options) as writer:
         while group := list(islice(rows, ROWS_PER_GROUP)):
             writer.write_table(pa.Table.from_pylist([_row(row) for row in group], schema=SHARD_SCHEMA))
 
@@ -134,7 +135,7 @@ class _Shard:
     def __init__(self, path: Path):
         self.path = path
         try:
-            self._file = pq.ParquetFile(path, memory_map=True)
+            self._file = pq.ParquetFile(path, memory_map=True, page_checksum_verification=True)
             if not self._file.schema_arrow.equals(SHARD_SCHEMA):
                 raise pa.ArrowInvalid("its columns are not those of a shard of codes")
             names = self._file.read(columns=["id", "track"]).to_pydict()
