@@ -1,0 +1,132 @@
+"""Looking at a corpus: one document in words, and a table of all sources."""
+
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from megatron_music.corpus.build import REJECTS, TOKENIZER, VOCABULARY
+from megatron_music.corpus.indexed import IndexedSource
+from megatron_music.errors import InputError
+from megatron_music.songs.manifest import read_rejects
+from megatron_music.vocabulary.kinds import AUDIO_KINDS, CODEBOOK_KINDS, LOSS_GROUPS, Kind
+from megatron_music.vocabulary.text import TextTokenizer
+from megatron_music.vocabulary.vocabulary import Vocabulary
+
+_AUDIO = -1
+"""Stands for all audio kinds where a document is cut into runs of one kind."""
+
+
+def inspect_source(prefix: str | Path, document: int = 0) -> str:
+    """A heading and one document of a source in words; raises InputError where there is no such source or document."""
+    prefix = Path(prefix)
+    source = IndexedSource(prefix)
+    if not 0 <= document < len(source):
+        raise InputError(prefix, f"has no document {document}", f"name 0 to {len(source) - 1}")
+    vocabulary = Vocabulary.load(prefix.parent / VOCABULARY)
+    tokenizer = TextTokenizer(prefix.parent / TOKENIZER, vocabulary)
+    frames_per_second = source.sidecar.get("options", {}).get("frames_per_second", 50.0)
+    ids, kinds = source.document(document)
+    counts = ", ".join(f"{count} {name}" for name, count in _by_group(Counter(kinds.tolist())).items() if count)
+    heading = f"{prefix.name}, document {document} of {len(source)}: {len(ids)} tokens ({counts})"
+    return f"{heading}\n\n{document_in_words(ids, kinds, vocabulary, tokenizer, frames_per_second)}"
+
+
+def document_in_words(
+    ids: np.ndarray,
+    kinds: np.ndarray,
+    vocabulary: Vocabulary,
+    tokenizer: TextTokenizer,
+    frames_per_second: float = 50.0,
+) -> str:
+    """Text as text, special tokens by name, audio as ``[vocal+accompaniment 12.4 s]``, and problems as ``[! ...]``."""
+    parts = []
+    for kind, start, stop in _runs(np.asarray(kinds)):
+        run_ids, run_kinds = np.asarray(ids[start:stop]), np.asarray(kinds[start:stop])
+        if kind == _AUDIO:
+            parts.append(_audio_in_words(run_ids, run_kinds, vocabulary, frames_per_second))
+        elif kind == Kind.TEXT:
+            parts.append(tokenizer.decode(run_ids.tolist()) + _foreign(run_ids >= vocabulary.text_size, "text"))
+        else:
+            special = np.isin(run_ids, list(vocabulary.specials.values()))
+            words = [vocabulary.describe(id) for id in run_ids[special].tolist()]
+            parts.append("".join(words).replace("<EOA>", "<EOA>\n") + _foreign(~special, "special token"))
+    if not len(ids) or ids[-1] != vocabulary.special("<EOD>"):
+        parts.append("[! no <EOD> at the end]")
+    opened, closed = (int(np.sum(np.asarray(ids) == vocabulary.special(name))) for name in ("<SOA>", "<EOA>"))
+    if opened != closed:
+        parts.append(f"[! {opened} <SOA> but {closed} <EOA>]")
+    return "".join(parts)
+
+
+def corpus_table(corpus: str | Path) -> str:
+    """All sources of a corpus, with songs, documents and tokens by group of kinds; below it the rejects by rule."""
+    corpus = Path(corpus)
+    sidecars = {path.stem: IndexedSource(corpus / path.stem).sidecar for path in _sidecars(corpus)}
+    if not sidecars:
+        raise InputError(corpus, "holds no source", "name a folder that `build` has written")
+    groups = [name for name in LOSS_GROUPS if any(_tokens(about)[name] for about in sidecars.values())]
+    rows = [["source", "task", "split", "songs", "rejected", "documents", "tokens", *groups]]
+    for name, about in sidecars.items():
+        counted = [about.get(key, 0) for key in ("songs_used", "songs_rejected", "documents", "tokens")]
+        tokens = [_tokens(about)[group] for group in groups]
+        rows.append([name, about.get("task", ""), about.get("split", ""), *(f"{n:,}" for n in [*counted, *tokens])])
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = ["  ".join(_aligned(cell, width, at) for at, (cell, width) in enumerate(zip(row, widths, strict=True)))
+             for row in rows]  # fmt: skip
+    rules = Counter(reject.rule for reject in read_rejects(corpus / REJECTS)) if (corpus / REJECTS).is_file() else {}
+    lines += [f"rejected by {rule}: {count:,}" for rule, count in sorted(rules.items())]
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def _sidecars(corpus: Path) -> list[Path]:
+    return sorted(path for path in corpus.glob("*.json") if path.with_name(f"{path.stem}.bin").is_file())
+
+
+def _aligned(cell: str, width: int, column: int) -> str:
+    return cell.ljust(width) if column < 3 else cell.rjust(width)
+
+
+def _tokens(about: dict) -> dict[str, int]:
+    by_kind = about.get("tokens_by_kind", {})
+    return _by_group(Counter({Kind[name.upper()]: count for name, count in by_kind.items()}))
+
+
+def _by_group(tokens: Counter) -> dict[str, int]:
+    return {name: sum(tokens[kind] for kind in kinds) for name, kinds in LOSS_GROUPS.items()}
+
+
+def _runs(kinds: np.ndarray) -> Iterator[tuple[int, int, int]]:
+    """Kind (``_AUDIO`` for all of audio), start and stop of each longest run of one kind."""
+    merged = np.where(np.isin(kinds, AUDIO_KINDS), _AUDIO, kinds.astype(np.int64))
+    edges = [0, *(np.flatnonzero(np.diff(merged)) + 1).tolist(), len(merged)]
+    for start, stop in zip(edges, edges[1:], strict=False):
+        if stop > start:
+            yield int(merged[start]), start, stop
+
+
+def _audio_in_words(ids: np.ndarray, kinds: np.ndarray, vocabulary: Vocabulary, frames_per_second: float) -> str:
+    counts = {kind: int(np.sum(kinds == kind)) for kind in AUDIO_KINDS if np.any(kinds == kind)}
+    names = "+".join(kind.name.lower() for kind in counts if kind not in CODEBOOK_KINDS)
+    residuals = [CODEBOOK_KINDS.index(kind) + 1 for kind in counts if kind in CODEBOOK_KINDS]
+    if residuals:
+        span = f"codebooks {residuals[0]}-{residuals[-1]}" if len(residuals) > 1 else f"codebook {residuals[0]}"
+        names = f"{names}, {span}" if names else span
+    words = f"[{names} {max(counts.values()) / frames_per_second:.1f} s]"
+    if len(set(counts.values())) > 1:
+        unequal = ", ".join(f"{count} {kind.name.lower()}" for kind, count in counts.items())
+        words += f"[! unequal lengths: {unequal}]"
+    for kind in counts:
+        codebook = CODEBOOK_KINDS.index(kind) + 1 if kind in CODEBOOK_KINDS else 0
+        of_kind = ids[kinds == kind]
+        valid = np.zeros(len(of_kind), bool)
+        for codec in vocabulary.codecs.values():
+            if codebook < codec.codebooks:
+                valid |= np.isin(of_kind, codec.codebook_ids(codebook))
+        words += _foreign(~valid, f"{kind.name.lower()} code of codebook {codebook}")
+    return words
+
+
+def _foreign(wrong: np.ndarray, noun: str) -> str:
+    return f"[! {int(wrong.sum())} ids that are no {noun}]" if wrong.any() else ""

@@ -1,0 +1,343 @@
+"""From manifests to a corpus: known answers, one result for any number of processes, rejects, bad specs."""
+
+import hashlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+from megatron_music.corpus.build import build_corpus
+from megatron_music.corpus.indexed import IndexedSource
+from megatron_music.corpus.inspect import corpus_table, document_in_words, inspect_source
+from megatron_music.corpus.stream import PhaseData, SampleStream
+from megatron_music.errors import InputError
+from megatron_music.songs.manifest import read_rejects
+from megatron_music.vocabulary.kinds import Kind
+from megatron_music.vocabulary.text import TextTokenizer, train_text_tokenizer
+from megatron_music.vocabulary.vocabulary import Vocabulary
+
+FRAMES = 1000
+SOURCES = {
+    "cot": {"manifest": "songs/manifest.jsonl", "task": "lyrics_to_song"},
+    "icl": {"manifest": "songs/manifest.jsonl", "task": "reference", "mode": "vocals", "shortest_s": 2, "mean_s": 3},
+    "mix": {"manifest": "songs/manifest.jsonl", "task": "unconditional"},
+    "residual": {"manifest": "songs/manifest.jsonl", "task": "residual", "min_distinct_codes": 5},
+}
+
+
+def song_line(number: int) -> dict:
+    """A song of 20 s in two segments, whose three tracks have code files of their own."""
+    halves = [("[verse]\nla la\n\n", 0, FRAMES // 2), ("[chorus]\nlo lo\n\n", FRAMES // 2, FRAMES)]
+    return {
+        "id": f"song-{number:03d}",
+        "codec": f"{number}.mix.npy",
+        "vocals_codec": f"{number}.vocals.npy",
+        "instrumental_codec": f"{number}.accompaniment.npy",
+        "audio_length_in_sec": FRAMES / 50,
+        "genres": "folk, female, slow",
+        "splitted_lyrics": {
+            "segmented_lyrics": [
+                {"line_content": text, "codec_frame_start": start, "codec_frame_end": end}
+                for text, start, end in halves
+            ]
+        },
+    }
+
+
+def write_spec(folder: Path, **changes) -> Path:
+    spec = {"vocabulary": "vocabulary.yaml", "tokenizer": "tokenizer.model", "sources": SOURCES} | changes
+    (folder / "spec.yaml").write_text(yaml.safe_dump(spec))
+    return folder / "spec.yaml"
+
+
+def write_lines(folder: Path, lines: list) -> None:
+    text = "".join((line if isinstance(line, str) else json.dumps(line)) + "\n" for line in lines)
+    (folder / "songs" / "manifest.jsonl").write_text(text)
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory, repository) -> Path:
+    """A folder with 20 songs, a vocabulary, a tokenizer and a fitted codec's folder."""
+    folder = tmp_path_factory.mktemp("prepared")
+    (folder / "songs" / "codec").mkdir(parents=True)
+    (folder / "songs" / "codec" / "codec.json").write_text("{}")
+    random = np.random.default_rng(0)
+    for number in range(20):
+        for track in ("mix", "vocals", "accompaniment"):
+            codes_KT = random.integers(0, 256, (8, FRAMES)).astype(np.int16)
+            np.save(folder / "songs" / f"{number}.{track}.npy", codes_KT)
+    write_lines(folder, [song_line(number) for number in range(20)])
+    shutil.copy(repository / "tokenizers" / "quickstart.yaml", folder / "vocabulary.yaml")
+    train_text_tokenizer(
+        ["[verse]\nla la\n\n[chorus]\nlo lo\n\n", "folk, female, slow"], folder / "tokenizer.model", 300
+    )
+    write_spec(folder)
+    return folder
+
+
+@pytest.fixture
+def workspace(tmp_path, prepared) -> Path:
+    shutil.copytree(prepared, tmp_path / "work")
+    return tmp_path / "work"
+
+
+def contents(corpus: Path) -> dict[str, bytes]:
+    """Every visible file of a corpus folder by its relative path."""
+    files = (path for path in corpus.rglob("*") if path.is_file())
+    named = {str(path.relative_to(corpus)): path.read_bytes() for path in files}
+    return {name: content for name, content in named.items() if not name.startswith(".")}
+
+
+def rules(corpus: Path, source: str) -> dict[str, str]:
+    """Rule by song id (or by line, where there is none) of a source's rejects."""
+    rejects = [reject for reject in read_rejects(corpus / "rejects.parquet") if reject.where.startswith(f"{source}: ")]
+    return {reject.id or reject.where.rpartition(": ")[2]: reject.rule for reject in rejects}
+
+
+def test_the_published_example_has_its_known_digest(tmp_path, yue_data, repository):
+    spec = {
+        "vocabulary": str(repository / "tokenizers" / "yue.yaml"),
+        "tokenizer": str(yue_data / "tokenizer.model"),
+        "sources": {"cot": {"manifest": str(yue_data / "songs.jsonl"), "task": "lyrics_to_song"}},
+    }
+    (tmp_path / "spec.yaml").write_text(yaml.safe_dump(spec))
+    about = build_corpus(tmp_path / "spec.yaml", tmp_path / "corpus", processes=1)["cot"]
+    assert about["documents"] == 4 and about["tokens"] == 34_652
+    digest = hashlib.sha256((tmp_path / "corpus" / "cot.bin").read_bytes()).hexdigest()
+    assert digest == "d5828fa906ef87aec8586fb98098dc208004ca193d7a80062886996a79d02c18"
+
+
+def test_a_corpus_is_whole_and_self_contained(workspace):
+    summary = build_corpus(workspace / "spec.yaml", workspace / "corpus", processes=1)
+    assert sorted(summary) == sorted(SOURCES)
+    about = json.loads((workspace / "corpus" / "residual.json").read_text())
+    assert about == summary["residual"]
+    assert about["vocabulary"]["name"] == "quickstart" and about["codec"]["name"] == "embedded"
+    assert about["task"] == "residual" and about["options"]["min_distinct_codes"] == 5
+    assert (about["songs_used"], about["songs_rejected"], about["documents"]) == (20, 0, 60)
+    for name in ("vocabulary.yaml", "tokenizer.model"):
+        assert (workspace / "corpus" / name).read_bytes() == (workspace / name).read_bytes()
+    assert (workspace / "corpus" / "codec" / "codec.json").read_text() == "{}"
+    for name, about in summary.items():
+        source = IndexedSource(workspace / "corpus" / name)
+        kinds = np.concatenate([source.document(index)[1] for index in range(len(source))])
+        counted = {Kind(kind).name.lower(): int(np.sum(kinds == kind)) for kind in np.unique(kinds)}
+        assert counted == about["tokens_by_kind"] and sum(counted.values()) == about["tokens"]
+    stream = SampleStream(workspace / "corpus", [PhaseData(128, 40, {"cot": 2, "icl": 1})], seed=0)
+    assert {stream.sample(index).source for index in range(40)} == {"cot", "icl"}
+
+
+def test_any_number_of_processes_gives_the_same_bytes(workspace):
+    build_corpus(workspace / "spec.yaml", workspace / "one", processes=1)
+    build_corpus(workspace / "spec.yaml", workspace / "two", processes=2)
+    assert contents(workspace / "one") == contents(workspace / "two")
+
+
+def test_a_songs_document_does_not_depend_on_its_neighbours(workspace):
+    build_corpus(workspace / "spec.yaml", workspace / "all", processes=1)
+    write_lines(workspace, [song_line(number) for number in (17, 4)])
+    build_corpus(workspace / "spec.yaml", workspace / "two", processes=1)
+    whole, part = IndexedSource(workspace / "all" / "icl"), IndexedSource(workspace / "two" / "icl")
+    for ours, theirs in ((0, 17), (1, 4)):
+        np.testing.assert_array_equal(part.document(ours)[0], whole.document(theirs)[0])
+
+
+KILLED_BUILD = """
+import itertools, os, signal, sys
+from megatron_music.corpus import build
+
+spec, out, step, moment, calls = sys.argv[1:]
+original, count = getattr(build, step), itertools.count()
+
+
+def killing(*arguments):
+    number = next(count)
+    if (moment, number) == ("before", int(calls)):
+        os.kill(os.getpid(), signal.SIGKILL)
+    result = original(*arguments)
+    if (moment, number) == ("after", int(calls)):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return result
+
+
+def killing_among_items(*arguments):
+    for number, item in enumerate(original(*arguments)):
+        if number == int(calls):
+            os.kill(os.getpid(), signal.SIGKILL)
+        yield item
+
+
+setattr(build, step, killing_among_items if moment == "among" else killing)
+build.build_corpus(spec, out, processes=2 if moment == "among" else 1)
+"""
+
+
+@pytest.mark.parametrize(
+    "step,moment,calls",
+    [
+        ("_documents", "before", 13),
+        ("_build_part", "after", 4),
+        ("_missing_parts", "among", 2),
+        ("write_rejects", "after", 1),
+        ("_join_parts", "after", 0),
+    ],
+)
+def test_a_killed_build_started_again_gives_identical_bytes(workspace, step, moment, calls):
+    build_corpus(workspace / "spec.yaml", workspace / "straight", processes=1)
+    spec, out = workspace / "spec.yaml", workspace / "killed"
+    killed = subprocess.run([sys.executable, "-c", KILLED_BUILD, spec, out, step, moment, str(calls)])
+    assert killed.returncode == -signal.SIGKILL
+    assert not (out / "residual.json").exists()
+    build_corpus(spec, out, processes=1)
+    assert contents(out) == contents(workspace / "straight")
+    assert {path.name for path in (out / ".build").iterdir()} == {f"{name}.rejects.parquet" for name in SOURCES}
+
+
+def test_finished_sources_are_kept_and_outdated_ones_are_built_again(workspace):
+    corpus = workspace / "corpus"
+    first = build_corpus(workspace / "spec.yaml", corpus, processes=1)
+    times = {name: (corpus / f"{name}.bin").stat().st_mtime_ns for name in SOURCES}
+    changed = SOURCES | {"mix": SOURCES["mix"] | {"tags": "as_written"}}
+    second = build_corpus(write_spec(workspace, sources=changed), corpus, processes=1)
+    rebuilt = {name for name in SOURCES if (corpus / f"{name}.bin").stat().st_mtime_ns != times[name]}
+    assert rebuilt == {"mix"} and second["mix"]["fingerprint"] != first["mix"]["fingerprint"]
+    np.save(workspace / "songs" / "3.mix.npy", np.full((8, FRAMES), 7, np.int16))
+    third = build_corpus(workspace / "spec.yaml", corpus, processes=1)
+    assert third["mix"]["files"] != second["mix"]["files"]
+    document, _ = IndexedSource(corpus / "mix").document(3)
+    assert np.sum(document == Vocabulary.load(corpus / "vocabulary.yaml").codec().first + 7) == FRAMES
+    os.truncate(corpus / "cot.kind", 100)
+    build_corpus(workspace / "spec.yaml", corpus, processes=1)
+    assert len(IndexedSource(corpus / "cot")) == 20
+
+
+def test_held_out_songs_are_in_no_training_source(workspace):
+    sources = {"train": SOURCES["cot"], "test": SOURCES["cot"] | {"split": "held_out"}}
+    spec = write_spec(workspace, held_out=["song-00[12]", "song-019"], sources=sources)
+    summary = build_corpus(spec, workspace / "corpus", processes=1)
+    assert (summary["train"]["documents"], summary["test"]["documents"]) == (17, 3)
+    with pytest.raises(InputError, match="held_out: no song has an id like 'sing-.'"):
+        build_corpus(write_spec(workspace, held_out=["sing-*"], sources=sources), workspace / "corpus")
+
+
+def test_unusable_songs_are_rejected_by_name_and_never_get_in(workspace):
+    folder = workspace / "songs"
+    (folder / "0.vocals.npy").unlink()
+    codes_KT = np.load(folder / "1.vocals.npy")
+    codes_KT[0, 500] = 256
+    np.save(folder / "1.vocals.npy", codes_KT)
+    whole = (folder / "2.vocals.npy").read_bytes()
+    (folder / "2.vocals.npy").write_bytes(whole[: len(whole) // 2])
+    np.save(folder / "3.vocals.npy", np.load(folder / "3.vocals.npy")[:, :-11])
+    np.save(folder / "4.vocals.npy", np.load(folder / "4.vocals.npy")[:, :-10])
+    np.save(folder / "5.vocals.npy", np.load(folder / "5.vocals.npy").astype(np.float32))
+    lines = [song_line(number) for number in range(20)]
+    lines[6]["splitted_lyrics"]["segmented_lyrics"] = []
+    lines += ['{"id": "cut', song_line(7), {"genres": "no id"}]
+    write_lines(workspace, lines)
+    spec = write_spec(workspace, sources={"cot": SOURCES["cot"], "mix": SOURCES["mix"]})
+    summary = build_corpus(spec, workspace / "corpus", processes=1)
+    broken_lines = {"line 21": "not_json", "song-007": "duplicate_id", "line 23": "missing_id"}
+    assert rules(workspace / "corpus", "mix") == broken_lines
+    assert rules(workspace / "corpus", "cot") == broken_lines | {
+        "song-000": "codes_missing",
+        "song-001": "codes_range",
+        "song-002": "codes_unreadable",
+        "song-003": "length_difference",
+        "song-005": "codes_type",
+        "song-006": "no_segments",
+    }
+    assert (summary["cot"]["songs_used"], summary["cot"]["songs_rejected"], summary["cot"]["documents"]) == (14, 9, 14)
+    details = {reject.id: reject.detail for reject in read_rejects(workspace / "corpus" / "rejects.parquet")}
+    assert "have 989 and 1000 frames" in details["song-003"]
+    assert "0.vocals.npy does not exist" in details["song-000"]
+
+
+def test_a_source_without_a_document_is_an_error_that_says_why(workspace):
+    for number in range(20):
+        (workspace / "songs" / f"{number}.mix.npy").unlink()
+    with pytest.raises(
+        InputError, match="sources.mix: yields no document, all 20 songs .* 20 by codes_missing"
+    ) as raised:
+        build_corpus(workspace / "spec.yaml", workspace / "corpus", processes=1)
+    assert "\n" not in str(raised.value)
+    assert not (workspace / "corpus" / "mix.json").exists()
+    assert set(rules(workspace / "corpus", "mix").values()) == {"codes_missing"}
+
+
+@pytest.mark.parametrize(
+    "changes,words",
+    [
+        ({"sourcs": {}}, "spec.yaml: sourcs: unknown field; did you mean sources"),
+        ({"sources": {}}, "spec.yaml: sources"),
+        ({"vocabulary": "none.yaml"}, "none.yaml: no such file"),
+        ({"tokenizer": "none.model"}, "none.model: no such file"),
+        ({"codec": "opus"}, "has no codec opus"),
+        ({"sources": {"a": {"manifest": "none.jsonl", "task": "lyrics_to_song"}}}, "none.jsonl: no such file"),
+        ({"sources": {"a": {"manifest": "songs/manifest.jsonl", "task": "lyrics"}}}, "sources.a.task: .*not a task"),
+        ({"sources": {"a": {"manifest": "songs/manifest.jsonl"}}}, "sources.a: task: missing field"),
+        ({"sources": {"a": SOURCES["cot"] | {"min_segmnt_s": 1}}}, "sources.a: min_segmnt_s: unknown field"),
+        ({"sources": {"a": SOURCES["cot"] | {"split": "test"}}}, "sources.a: split"),
+        ({"sources": {"../a": SOURCES["cot"]}}, "can't name files"),
+        ({"sources": {"a": SOURCES["residual"] | {"codebooks": 9}}}, "sources.a: codebooks"),
+    ],
+)
+def test_bad_specs_are_one_line_errors_before_any_work(workspace, changes, words):
+    with pytest.raises(InputError, match=words) as raised:
+        build_corpus(write_spec(workspace, **changes), workspace / "corpus", processes=1)
+    assert "\n" not in str(raised.value)
+    assert not (workspace / "corpus").exists()
+
+
+def test_two_codecs_can_not_share_a_corpus(workspace):
+    shutil.copytree(workspace / "songs", workspace / "others")
+    (workspace / "others" / "codec" / "codec.json").write_text('{"other": 1}')
+    sources = SOURCES | {"other": SOURCES["cot"] | {"manifest": "others/manifest.jsonl"}}
+    with pytest.raises(InputError, match="sources.other: .*is another codec"):
+        build_corpus(write_spec(workspace, sources=sources), workspace / "corpus", processes=1)
+
+
+def test_a_folder_keeps_to_one_vocabulary_and_codec(workspace):
+    build_corpus(workspace / "spec.yaml", workspace / "corpus", processes=1)
+    (workspace / "songs" / "codec" / "codec.json").write_text('{"fitted": "again"}')
+    rebuilt = build_corpus(workspace / "spec.yaml", workspace / "corpus", processes=1)
+    assert len({about["codec"]["fingerprint"] for about in rebuilt.values()}) == 1
+    (workspace / "songs" / "codec" / "codec.json").write_text('{"fitted": "once more"}')
+    only = write_spec(workspace, sources={"cot": SOURCES["cot"]})
+    with pytest.raises(InputError, match="icl.json: was built with another codec"):
+        build_corpus(only, workspace / "corpus", processes=1)
+
+
+def test_documents_and_corpora_in_words(workspace):
+    build_corpus(workspace / "spec.yaml", workspace / "corpus", processes=1)
+    words = inspect_source(workspace / "corpus" / "cot", 2)
+    assert "[verse]\nla la" in words and words.endswith("<EOD>") and "[!" not in words
+    assert words.count("<SOA><embedded>[vocal+accompaniment 10.0 s]<EOA>") == 2
+    words = inspect_source(workspace / "corpus" / "residual")
+    assert words.count("<SOA><stage_1>[mix 6.0 s]<stage_2>[mix, codebooks 1-7 6.0 s]<EOA>") == 3
+    with pytest.raises(InputError, match="has no document 20; name 0 to 19"):
+        inspect_source(workspace / "corpus" / "cot", 20)
+    first, *lines = corpus_table(workspace / "corpus").splitlines()
+    assert first.split()[:7] == ["source", "task", "split", "songs", "rejected", "documents", "tokens"]
+    assert [line.split()[0] for line in lines] == sorted(SOURCES)
+    with pytest.raises(InputError, match="holds no source"):
+        corpus_table(workspace / "songs")
+
+
+def test_problems_in_a_document_are_marked(prepared):
+    vocabulary = Vocabulary.load(prepared / "vocabulary.yaml")
+    tokenizer = TextTokenizer(prepared / "tokenizer.model", vocabulary)
+    soa, first = vocabulary.special("<SOA>"), vocabulary.codec().first
+    ids = np.array([soa, first, first + 256, first + 1, 9999], np.int32)
+    kinds = np.array([Kind.SPECIAL, Kind.VOCAL, Kind.ACCOMPANIMENT, Kind.VOCAL, Kind.TEXT], np.uint8)
+    words = document_in_words(ids[:4], kinds[:4], vocabulary, tokenizer)
+    assert "[! unequal lengths: 2 vocal, 1 accompaniment]" in words
+    assert "[! 1 ids that are no accompaniment code of codebook 0]" in words
+    assert "[! no <EOD> at the end]" in words and "[! 1 <SOA> but 0 <EOA>]" in words
