@@ -4,8 +4,9 @@ import hashlib
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from megatron_music.corpus import fingerprint
 from megatron_music.errors import InputError
 from megatron_music.files import read_json
 from megatron_music.vocabulary.text import TextTokenizer
@@ -18,19 +19,27 @@ EXPORT_AGAIN = "name a folder that `megatron-music export` wrote"
 # The decoder makes one table of positions: rotary embeddings that change with the length read can't be told by it.
 ROTARY_TYPES = ("default", "linear", "llama3", "yarn")
 FILE_END_BYTES = 2**20
+STAGE1_TASKS, STAGE2_TASKS = ("lyrics_to_song", "reference"), ("residual",)
 
 
 @dataclass(frozen=True)
 class ModelFolder:
-    """What is known of a model folder before its weights are read; raises InputError where something is missing."""
+    """What is known of a model folder before its weights are read.
+
+    Attributes:
+        positions: tokens of the longest context.
+        tasks: the tasks of the model's training documents with their options; empty where the folder has no
+            ``documents.json``, as one that this project did not export.
+    """
 
     path: Path
     vocabulary: Vocabulary
     positions: int
+    tasks: dict[str, dict[str, Any]]
 
     @classmethod
     def open(cls, path: str | Path) -> "ModelFolder":
-        """Checks the folder's files against each other."""
+        """Checks the folder's files against each other; raises InputError where something is missing."""
         path = Path(path)
         if not path.is_dir():
             raise InputError(path, "no such model folder", EXPORT_AGAIN)
@@ -53,7 +62,7 @@ class ModelFolder:
         positions = config.get("max_position_embeddings")
         if not isinstance(positions, int) or positions < 1:
             raise InputError(path / "config.json", "max_position_embeddings is missing", EXPORT_AGAIN)
-        return cls(path, vocabulary, positions)
+        return cls(path, vocabulary, positions, _tasks(path / "documents.json"))
 
     def tokenizer(self) -> TextTokenizer:
         """The text tokenizer; raises InputError where the folder has none."""
@@ -67,7 +76,9 @@ class ModelFolder:
         import torch
         from safetensors import SafetensorError
         from transformers import LlamaForCausalLM
+        from transformers.utils import logging
 
+        logging.disable_progress_bar()
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
@@ -97,29 +108,34 @@ class ModelFolder:
 
 
 def check_pair(stage1: ModelFolder, stage2: ModelFolder) -> None:
-    """Raises InputError where the two folders do not speak the same language of ids and codes."""
+    """Raises InputError where the two folders can't sing together: other ids, another codec, or another task."""
     if stage1.vocabulary != stage2.vocabulary:
         raise InputError(
             stage2.path / "vocabulary.yaml",
             f"is not the vocabulary of {stage1.path} ({stage2.vocabulary.name}, {stage1.vocabulary.name})",
             "choose two models of one vocabulary",
         )
-    digests = [codec_digest(folder.path / "codec") for folder in (stage1, stage2)]
-    if None not in digests and digests[0] != digests[1]:
-        raise InputError(
-            stage2.path / "codec", f"is not the codec of {stage1.path}", "choose two models trained on one encoding"
-        )
+    codecs = [folder.path / "codec" for folder in (stage1, stage2)]
+    if all(folder.is_dir() for folder in codecs) and fingerprint.of_folder(codecs[0]) != fingerprint.of_folder(
+        codecs[1]
+    ):
+        raise InputError(codecs[1], f"is not the codec of {stage1.path}", "choose two models trained on one encoding")
+    for folder, needed, purpose in ((stage1, STAGE1_TASKS, "lyrics"), (stage2, STAGE2_TASKS, "residual codes")):
+        if folder.tasks and not set(needed) & set(folder.tasks):
+            raise InputError(
+                folder.path,
+                f"was not trained on {purpose} ({', '.join(folder.tasks)})",
+                f"choose a model trained on {' or '.join(needed)}",
+            )
 
 
-def codec_digest(folder: Path) -> str | None:
-    """SHA-256 of the codec files in a folder, None where there is no such folder."""
-    if not folder.is_dir():
-        return None
-    digest = hashlib.sha256()
-    for file in _files(folder):
-        digest.update(f"{file.relative_to(folder)}\n".encode())
-        digest.update(hashlib.sha256(file.read_bytes()).digest())
-    return digest.hexdigest()
+def _tasks(path: Path) -> dict[str, dict[str, Any]]:
+    if not path.is_file():
+        return {}
+    try:
+        return {source["task"]: source["options"] for source in read_json(path)["sources"].values()}
+    except (KeyError, TypeError, AttributeError):
+        raise InputError(path, "does not tell the tasks of the training documents", EXPORT_AGAIN) from None
 
 
 def _files(folder: Path) -> list[Path]:

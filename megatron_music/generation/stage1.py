@@ -13,18 +13,22 @@ is of a training window that begins later in a song.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
+from megatron_music.documents.lyrics_to_song import INSTRUCTION
 from megatron_music.errors import InputError
 from megatron_music.generation.decoder import LlamaDecoder
-from megatron_music.generation.models import ModelFolder
+from megatron_music.generation.models import STAGE1_TASKS, ModelFolder
 from megatron_music.generation.sampling import SamplingSettings, choose, guide, penalise
 from megatron_music.progress import track
 from megatron_music.vocabulary.grammar import AudioGrammar
 
-INSTRUCTION = "Generate music from the given lyrics segment by segment."
+if TYPE_CHECKING:
+    from transformers import LlamaForCausalLM
+
 TRACKS = 2
 # Rows of the decoder: the song, and the song without its prompt (for guidance).
 CONDITIONAL, UNCONDITIONAL = 0, 1
@@ -86,7 +90,7 @@ class Singer:
     def __init__(
         self,
         folder: ModelFolder,
-        network: "torch.nn.Module",
+        network: "LlamaForCausalLM",
         settings: SamplingSettings,
         seed: int,
         codec: str | None = None,
@@ -100,16 +104,18 @@ class Singer:
         self.decoder = LlamaDecoder(network, 2 if self.guided else 1, folder.positions)
         self.generator = torch.Generator().manual_seed(seed)
         self.seen = torch.zeros(folder.vocabulary.padded_size, dtype=torch.bool, device=self.decoder.device)
+        options = next((folder.tasks[task] for task in STAGE1_TASKS if task in folder.tasks), {})
+        self.instruction = options.get("instruction", INSTRUCTION)
         self.header: list[int] = []
         self.past: list[int] = []
         self.unread: list[int] = []
 
-    def sing(self, tags: str, segments: Sequence[str]) -> Stage1Song:
-        """Sings ``segments``, texts as ``read_lyrics`` gives them, in order."""
-        self.header = self.tokenizer.encode(header_text(tags, segments))
+    def sing(self, tags: str, segments: Sequence[str], most: int | None = None) -> Stage1Song:
+        """Sings ``segments``, texts as ``read_lyrics`` gives them, in order; at most the first ``most`` of them."""
+        self.header = self.tokenizer.encode(header_text(tags, segments, self.instruction))
         self.unread = list(self.header)
         song = Stage1Song(self.header, [])
-        for index, text in enumerate(track(segments, "stage 1: segments", len(segments))):
+        for index, text in enumerate(track(segments[:most], "stage 1: segments")):
             scale = self.settings.guidance_first if index == 0 else self.settings.guidance_rest
             segment = self._sing_segment(text, scale)
             song.segments.append(segment)
@@ -172,6 +178,6 @@ class Singer:
         return torch.cat([output, self.decoder.read([[*segment.opening[-1:], *audio]], UNCONDITIONAL)])
 
 
-def header_text(tags: str, segments: Sequence[str]) -> str:
+def header_text(tags: str, segments: Sequence[str], instruction: str = INSTRUCTION) -> str:
     """The text that stands before the first segment."""
-    return f"{INSTRUCTION}\n[Genre] {tags}\n" + "\n".join(segments)
+    return f"{instruction}\n[Genre] {tags}\n" + "\n".join(segments)

@@ -73,6 +73,19 @@ def test_models_of_two_vocabularies_or_codecs_do_not_pair(make_model):
     refused(lambda: check_pair(ModelFolder.open(one), ModelFolder.open(third)), "is not the vocabulary of")
 
 
+def test_models_are_used_for_what_they_were_trained_on(make_model):
+    one, other = make_model("one"), make_model("other")
+    for folder, task in ((one, "lyrics_to_song"), (other, "residual")):
+        sources = {"songs": {"task": task, "options": {}, "shares": {}}}
+        (folder / "documents.json").write_text(json.dumps({"codec": "embedded", "sources": sources}))
+    stages = ModelFolder.open(one), ModelFolder.open(other)
+    check_pair(*stages)
+    refused(lambda: check_pair(*reversed(stages)), "other: was not trained on lyrics \\(residual\\)")
+    refused(lambda: check_pair(stages[0], stages[0]), "one: was not trained on residual codes")
+    (one / "documents.json").write_text("{}")
+    refused(lambda: ModelFolder.open(one), "does not tell the tasks")
+
+
 def test_fingerprints_tell_exports_apart(make_model):
     one, same, other = make_model("one"), make_model("same"), make_model("other", seed=1)
     prints = [ModelFolder.open(folder).fingerprint() for folder in (one, same, other)]
