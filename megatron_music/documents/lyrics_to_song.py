@@ -2,7 +2,8 @@
 
 ``{instruction}\\n[Genre] {tags}\\n{all segments' texts joined by \\n}``, then for each segment ``[start_of_segment]``,
 its text, ``<SOA><codec>`` v1 a1 v2 a2 ... ``<EOA>`` and ``[end_of_segment]``, then ``<EOD>``: id for id what YuE's
-released preprocessor writes. Each of these texts is encoded on its own.
+released preprocessor writes. Each of these texts is encoded on its own. A song without a usable segment is rejected,
+where the released preprocessor writes a document of the header alone.
 """
 
 import re
