@@ -1,0 +1,203 @@
+"""From audio to codes: shards, manifest, rejects, restarts."""
+
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from megatron_music.audio.codec import load_codec
+from megatron_music.audio.files import read_audio, write_audio
+from megatron_music.corpus import encode
+from megatron_music.corpus.encode import encode_manifest
+from megatron_music.errors import InputError
+from megatron_music.songs.codes import load_codes
+from megatron_music.songs.manifest import read_manifest, read_rejects
+from megatron_music.vocabulary.vocabulary import CodecRange
+
+SETTINGS = {"codebooks": 2, "codebook_size": 16, "shard_songs": 2}
+TRACK_FIELDS = {"mix": "audio", "vocals": "vocals_audio", "accompaniment": "instrumental_audio"}
+CODES = CodecRange("embedded", "<embedded>", 0, 2, 16)
+
+
+@pytest.fixture
+def songs(tmp_path) -> Path:
+    """Five songs of about 2 s, their three tracks differing by up to 3 frames, in a manifest in a folder of its own."""
+    folder = tmp_path / "songs"
+    lines = []
+    for number in range(5):
+        line = {"id": f"song-{number}", "genres": "folk", "licence": "public domain"}
+        for extra, (track, name) in enumerate(TRACK_FIELDS.items()):
+            seconds = np.arange(32_000 + 320 * extra) / 16_000
+            tone = 0.3 * np.sin(2 * np.pi * 110 * (number + 2) * (extra + 1) * seconds * (1 + 0.2 * seconds))
+            write_audio(folder / str(number) / f"{track}.flac", tone.astype(np.float32), 16_000)
+            line[name] = f"{number}/{track}.flac"
+        segments = [{"line_content": "[verse]\nla\n\n", "codec_frame_start": 10, "codec_frame_end": 91, "offset": 0.2}]
+        lines.append(line | {"splitted_lyrics": {"segmented_lyrics": segments}})
+    write_lines(folder, lines)
+    return folder
+
+
+def write_lines(folder: Path, lines: list[dict]) -> None:
+    (folder / "manifest.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_all_tracks_are_encoded_and_named(songs, tmp_path):
+    out = tmp_path / "deep" / "codes"
+    summary = encode_manifest(songs / "manifest.jsonl", out, processes=1, **SETTINGS)
+    assert summary == {"songs": 5, "rejected": 0, "shards": 3}
+    names = ["codes-00000.parquet", "codes-00001.parquet", "codes-00002.parquet", "codec", "manifest.jsonl"]
+    assert {*names, "rejects.parquet", "encoding.json"} == {p.name for p in out.iterdir() if p.name[0] != "."}
+    codec = load_codec("embedded", out / "codec")
+    assert (codec.codebooks, codec.codebook_size) == (2, 16)
+    encoded = list(read_manifest(out / "manifest.jsonl"))
+    assert [song.id for song in encoded] == [f"song-{number}" for number in range(5)]
+    for number, song in enumerate(encoded):
+        assert song.codes["mix"] == f"codes-{number // 2:05d}.parquet#song-{number}/mix"
+        assert song.extra == {"licence": "public domain"} and song.segments[0].extra == {"offset": 0.2}
+        assert (song.segments[0].start_frame, song.segments[0].end_frame) == (10, 91)
+        assert song.duration_s == 102 / 50
+        for frames, track in zip((100, 101, 102), TRACK_FIELDS, strict=True):
+            codes_KT = load_codes(song, track, CODES)
+            assert codes_KT.shape == (2, frames)
+            samples = read_audio(song.audio_path(track), 16_000)
+            np.testing.assert_array_equal(codes_KT, codec.encode(samples))
+
+
+def test_any_number_of_processes_gives_the_same_bytes(songs, tmp_path):
+    for name, processes in (("one", 1), ("two", 2)):
+        encode_manifest(songs / "manifest.jsonl", tmp_path / name, processes=processes, **SETTINGS)
+    assert contents(tmp_path / "one") == contents(tmp_path / "two")
+
+
+def test_only_shards_of_changed_audio_are_encoded_again(songs, tmp_path):
+    out = tmp_path / "codes"
+    encode_manifest(songs / "manifest.jsonl", out, processes=1, **SETTINGS)
+    times = [path.stat().st_mtime_ns for path in sorted(out.glob("codes-*.parquet"))]
+    write_audio(songs / "2" / "mix.flac", 0.1 * np.ones(16_000, np.float32), 16_000)
+    lines = [json.loads(line) for line in (songs / "manifest.jsonl").read_text().splitlines()]
+    lines[0]["genres"] = "waltz"
+    write_lines(songs, lines[:4])
+    assert encode_manifest(songs / "manifest.jsonl", out, processes=1, **SETTINGS)["shards"] == 2
+    again = [path.stat().st_mtime_ns for path in sorted(out.glob("codes-*.parquet"))]
+    assert len(again) == 2 and again[0] == times[0] and again[1] != times[1]
+    encoded = list(read_manifest(out / "manifest.jsonl"))
+    assert len(encoded) == 4 and encoded[0].genres == "waltz"
+    assert load_codes(encoded[2], "mix", CODES).shape == (2, 50)
+
+
+def test_codes_of_two_codecs_are_not_mixed_in_one_folder(songs, tmp_path):
+    encode_manifest(songs / "manifest.jsonl", tmp_path / "codes", processes=1, **SETTINGS)
+    with pytest.raises(InputError, match="codes: holds codes of another codec: codebooks is 2, not 1; remove"):
+        encode_manifest(songs / "manifest.jsonl", tmp_path / "codes", processes=1, **SETTINGS | {"codebooks": 1})
+
+
+KILLED_ENCODE = """
+import itertools, os, signal, sys
+from megatron_music.corpus import encode
+
+manifest, out, step, calls = sys.argv[1:]
+original, count = getattr(encode, step), itertools.count()
+
+
+def killing(*arguments):
+    if next(count) == int(calls):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return original(*arguments)
+
+
+setattr(encode, step, killing)
+encode.encode_manifest(manifest, out, codebooks=2, codebook_size=16, shard_songs=2, processes=1)
+"""
+
+
+@pytest.mark.parametrize(
+    "step,calls", [("_prepare_codec", 0), ("_encode_song", 3), ("write_codes_shard", 1), ("write_manifest", 0)]
+)
+def test_a_killed_encoding_started_again_gives_identical_bytes(songs, tmp_path, step, calls):
+    encode_manifest(songs / "manifest.jsonl", tmp_path / "straight", processes=1, **SETTINGS)
+    command = [sys.executable, "-c", KILLED_ENCODE, songs / "manifest.jsonl", tmp_path / "killed", step, str(calls)]
+    assert subprocess.run(command).returncode == -signal.SIGKILL
+    assert not (tmp_path / "killed" / "manifest.jsonl").exists()
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "killed").glob("codes-*.parquet")}
+    assert len(before) == {"_prepare_codec": 0, "_encode_song": 1, "write_codes_shard": 1, "write_manifest": 3}[step]
+    encode_manifest(songs / "manifest.jsonl", tmp_path / "killed", processes=1, **SETTINGS)
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    assert contents(tmp_path / "killed") == contents(tmp_path / "straight")
+
+
+def test_songs_without_usable_audio_are_rejected_by_name(songs, tmp_path):
+    (songs / "1" / "vocals.flac").unlink()
+    (songs / "2" / "mix.flac").write_bytes(b"not audio")
+    lines = [json.loads(line) for line in (songs / "manifest.jsonl").read_text().splitlines()]
+    lines += [{"id": "silent"}, {"no": "id"}]
+    write_lines(songs, lines)
+    summary = encode_manifest(songs / "manifest.jsonl", tmp_path / "codes", processes=1, **SETTINGS)
+    assert summary == {"songs": 3, "rejected": 4, "shards": 4}
+    rejects = {reject.id: reject for reject in read_rejects(tmp_path / "codes" / "rejects.parquet")}
+    assert {id: reject.rule for id, reject in rejects.items()} == {
+        "song-1": "audio_missing",
+        "song-2": "audio_unreadable",
+        "silent": "audio_missing",
+        "": "missing_id",
+    }
+    assert "1/vocals.flac: no such file" in rejects["song-1"].detail
+    assert {song.id for song in read_manifest(tmp_path / "codes" / "manifest.jsonl")} == {"song-0", "song-3", "song-4"}
+
+
+def test_a_fitted_codec_can_be_used_again(songs, tmp_path):
+    encode_manifest(songs / "manifest.jsonl", tmp_path / "first", processes=1, **SETTINGS)
+    weights = tmp_path / "first" / "codec"
+    encode_manifest(songs / "manifest.jsonl", tmp_path / "second", "embedded", weights, processes=1, **SETTINGS)
+    assert contents(tmp_path / "first" / "codec") == contents(tmp_path / "second" / "codec")
+    for shard in (tmp_path / "first").glob("codes-*.parquet"):
+        assert shard.read_bytes() == (tmp_path / "second" / shard.name).read_bytes()
+
+
+class SlowCodec:
+    """25 frames a second of nothing, to see segments rescaled."""
+
+    name, sample_rate, frames_per_second, codebooks, codebook_size = "xcodec", 16_000, 25.0, 1, 2
+
+    def encode(self, samples: np.ndarray) -> np.ndarray:
+        return np.zeros((1, len(samples) // 640), np.int16)
+
+
+def test_segments_are_rescaled_to_the_codecs_frame_rate(songs, tmp_path, monkeypatch):
+    monkeypatch.setattr(encode, "load_codec", lambda *arguments: SlowCodec())
+    encode_manifest(songs / "manifest.jsonl", tmp_path / "codes", "xcodec", "weights", processes=1)
+    song = next(read_manifest(tmp_path / "codes" / "manifest.jsonl"))
+    assert (song.segments[0].start_frame, song.segments[0].end_frame) == (5, 46)
+
+
+def test_audio_that_a_codec_fails_on_is_a_reject(songs, tmp_path, monkeypatch):
+    class Choosy(SlowCodec):
+        def encode(self, samples: np.ndarray) -> np.ndarray:
+            if abs(samples[1] - read_audio(songs / "3" / "mix.flac", 16_000)[1]) < 1e-6:
+                raise RuntimeError("too choosy")
+            return super().encode(samples)
+
+    monkeypatch.setattr(encode, "load_codec", lambda *arguments: Choosy())
+    encode_manifest(songs / "manifest.jsonl", tmp_path / "codes", "xcodec", "weights", processes=1)
+    (reject,) = read_rejects(tmp_path / "codes" / "rejects.parquet")
+    assert (reject.id, reject.rule) == ("song-3", "encoding_failed") and "RuntimeError: too choosy" in reject.detail
+
+
+def test_what_can_not_be_encoded_is_one_line(songs, tmp_path):
+    with pytest.raises(InputError, match="none.jsonl: no such file"):
+        encode_manifest(songs / "none.jsonl", tmp_path / "codes", processes=1)
+    with pytest.raises(InputError, match="codec 'opus': is not known"):
+        encode_manifest(songs / "manifest.jsonl", tmp_path / "opus", "opus", processes=1)
+    with pytest.raises(InputError, match="--weights"):
+        encode_manifest(songs / "manifest.jsonl", tmp_path / "xcodec", "xcodec", processes=1)
+    for path in songs.rglob("*.flac"):
+        path.unlink()
+    with pytest.raises(InputError, match="manifest.jsonl: has no audio to fit a codec on: .*flac: no such file"):
+        encode_manifest(songs / "manifest.jsonl", tmp_path / "codes", processes=1, **SETTINGS)
