@@ -180,8 +180,9 @@ def _read_tensors(path: Path) -> dict[str, torch.Tensor]:
     except Exception as error:
         # Damage shows as any of a dozen types, depending on the byte.
         raise InputError(path, f"can't be read as a PyTorch checkpoint ({error})", "fetch the file again") from None
-    state = content.get("codec_model", content) if isinstance(content, Mapping) else {}
-    tensors = {name: t.float() for name, t in state.items() if isinstance(t, torch.Tensor)}
+    state = content.get("codec_model", content) if isinstance(content, Mapping) else None
+    items = state.items() if isinstance(state, Mapping) else ()
+    tensors = {name: tensor.float() for name, tensor in items if isinstance(tensor, torch.Tensor)}
     if not tensors:
         raise InputError(path, "holds no tensors under 'codec_model'", _MEND)
     return tensors
