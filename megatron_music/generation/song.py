@@ -68,8 +68,9 @@ def generate_song(
 
     settings = settings or SamplingSettings()
     texts, tag_line = read_lyrics(lyrics), read_tags(tags)
-    if segments is not None and segments < 1:
-        raise InputError("segments", f"{segments} segments are no song", "ask for at least 1")
+    for option, number in (("segments", segments), ("windows_at_once", windows_at_once)):
+        if number is not None and number < 1:
+            raise InputError(option, f"{number} {option} make no song", "ask for at least 1")
     refuse_foreign_folder(out, "song.json")
     folders = ModelFolder.open(stage1), ModelFolder.open(stage2)
     check_pair(*folders)
@@ -78,15 +79,13 @@ def generate_song(
     codec_range = folders[0].vocabulary.codec(codec)
     decoder = open_codec(folders, codec_range.name, weights, device)
     form = second.WindowForm.of(folders[1], codec_range)
-    windows_at_once = second.WINDOWS_AT_ONCE if windows_at_once is None else windows_at_once
-    if windows_at_once < 1:
-        raise InputError("windows_at_once", f"{windows_at_once} windows are none", "ask for at least 1")
-
     singer = first.Singer(folders[0], folders[0].network(device, dtype), settings, seed, codec_range.name)
     song = singer.sing(tag_line, texts, segments)
     coarse = [song.codes_T(singer.grammar, index) for index in range(len(TRACKS))]
     del singer
-    codes = second.refine(folders[1], folders[1].network(device, dtype), coarse, form, windows_at_once)
+    codes = second.refine(
+        folders[1], folders[1].network(device, dtype), coarse, form, windows_at_once or second.WINDOWS_AT_ONCE
+    )
     stems, gain = mixed([decoder.decode(codes_KT[: decoder.codebooks]) for codes_KT in codes])
     record = {
         "models": {name: _model_record(folder) for name, folder in zip(("stage1", "stage2"), folders, strict=True)},

@@ -92,7 +92,7 @@ def test_only_so_many_segments_are_sung_but_all_lyrics_are_read(request_for_song
         (lambda request: (request["stage2"] / "vocabulary.yaml").unlink(), "two: has no vocabulary.yaml"),
         (lambda request: request.update(stage2=request["stage1"].parent / "none"), "none: no such model folder"),
         (lambda request: request.update(codec="xcodec"), "vocabulary tiny: has no codec xcodec"),
-        (lambda request: request.update(segments=0), "segments: 0 segments are no song"),
+        (lambda request: request.update(segments=0), "segments: 0 segments make no song"),
         (lambda request: request.update(windows_at_once=0), "windows_at_once"),
         (lambda request: request.update(weights=request["out"]), "song: no such folder"),
     ],

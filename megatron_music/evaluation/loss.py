@@ -1,0 +1,147 @@
+"""Held-out loss of an exported model by kind of token, every token scored exactly once."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from megatron_music.corpus import fingerprint
+from megatron_music.corpus.indexed import IndexedSource
+from megatron_music.errors import InputError
+from megatron_music.generation.models import ModelFolder
+from megatron_music.progress import track
+from megatron_music.vocabulary.kinds import AUDIO_KINDS, LOSS_GROUPS, Kind
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import LlamaForCausalLM
+
+SCORED_AT_ONCE = 1024
+"""Positions whose logits over the whole vocabulary are in memory together."""
+
+
+@dataclass(frozen=True)
+class LossByKind:
+    """Sums of nats and numbers of tokens, float64 and int64 (kinds,)."""
+
+    nats_K: np.ndarray
+    tokens_K: np.ndarray
+
+    def mean(self, kinds: Sequence[Kind] = tuple(Kind)) -> float | None:
+        """Mean nats of the tokens of these kinds, None where there are none."""
+        tokens = sum(int(self.tokens_K[kind]) for kind in kinds)
+        return sum(float(self.nats_K[kind]) for kind in kinds) / tokens if tokens else None
+
+    @property
+    def audio(self) -> float | None:
+        """Mean nats of all audio tokens."""
+        return self.mean(AUDIO_KINDS)
+
+    def groups(self) -> dict[str, float]:
+        """Mean nats by loss group, groups without tokens left out."""
+        means = {name: self.mean(kinds) for name, kinds in LOSS_GROUPS.items()}
+        return {name: mean for name, mean in means.items() if mean is not None}
+
+
+def held_out_loss(
+    model: str | Path,
+    source: str | Path,
+    *,
+    context_tokens: int | None = None,
+    windows_at_once: int = 4,
+    device: str = "cpu",
+    dtype: str = "float32",
+) -> LossByKind:
+    """Scores all documents of an indexed source as training packs them: one behind the other, cut at the context.
+
+    Args:
+        model: an exported folder.
+        source: prefix of the source.
+        context_tokens: length of a window; None takes the model's positions.
+
+    Raises:
+        InputError: folder or source can't be read, the source was built with another vocabulary or is empty.
+    """
+    import torch
+
+    folder = ModelFolder.open(model)
+    corpus = IndexedSource(source)
+    check_vocabulary(folder, corpus)
+    if not corpus.total_tokens:
+        raise InputError(source, "holds no tokens", "name another source")
+    context = folder.positions if context_tokens is None else context_tokens
+    if not 1 <= context <= folder.positions:
+        raise InputError("context_tokens", f"{context} is not 1 to the model's {folder.positions}", "choose another")
+    network = folder.network(device, dtype)
+    nats_K, tokens_K = np.zeros(len(Kind)), np.zeros(len(Kind), dtype=np.int64)
+    start = folder.vocabulary.special("<EOD>")
+    batches = _batches(packed_windows(corpus, context, start), windows_at_once)
+    for windows in track(batches, "held-out loss", -(-corpus.total_tokens // (context * windows_at_once))):
+        ids_BT = np.stack([_padded(ids, context + 1, start) for ids, _ in windows])
+        with torch.inference_mode():
+            losses_BT = _losses(network, torch.from_numpy(ids_BT).long().to(device))
+        for losses_T, (_, kinds) in zip(losses_BT, windows, strict=True):
+            np.add.at(nats_K, kinds, losses_T[: len(kinds)])
+            tokens_K += np.bincount(kinds, minlength=len(Kind))
+    return LossByKind(nats_K, tokens_K)
+
+
+def packed_windows(source: IndexedSource, context: int, start: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Windows of the source's documents in their order.
+
+    Yields:
+        ids (n + 1,) and the kinds (n,) of the last n of them, n up to ``context``: the first id is only read. Each
+        window's first id is the last of the one before, and that of the first is ``start``, as if another document
+        had ended there.
+    """
+    ids, kinds = np.array([start], dtype=np.int32), np.zeros(0, dtype=np.uint8)
+    for index in range(len(source)):
+        more_ids, more_kinds = source.document(index)
+        ids, kinds = np.concatenate([ids, more_ids]), np.concatenate([kinds, more_kinds])
+        while len(kinds) >= context:
+            yield ids[: context + 1], kinds[:context]
+            ids, kinds = ids[context:], kinds[context:]
+    if len(kinds):
+        yield ids, kinds
+
+
+def check_vocabulary(folder: ModelFolder, source: IndexedSource) -> None:
+    """Raises InputError where the source's sidecar names another vocabulary than the model's."""
+    built = source.sidecar.get("vocabulary")
+    if built is not None and built.get("fingerprint") != fingerprint.of_value(asdict(folder.vocabulary)):
+        raise InputError(
+            source.prefix,
+            f"was built with the vocabulary {built.get('name')}, {folder.path} has another ({folder.vocabulary.name})",
+            "build the source with the model's vocabulary.yaml",
+        )
+
+
+def _losses(network: "LlamaForCausalLM", ids_BT: "torch.Tensor") -> np.ndarray:
+    """Nats of every id but the first of each row, float64 (B, T - 1)."""
+    import torch
+
+    hidden_NH = network.model(ids_BT[:, :-1], use_cache=False).last_hidden_state.flatten(0, 1)
+    parts = []
+    for hidden, labels in zip(
+        hidden_NH.split(SCORED_AT_ONCE), ids_BT[:, 1:].flatten().split(SCORED_AT_ONCE), strict=True
+    ):
+        logits = network.lm_head(hidden).float()
+        parts.append(torch.nn.functional.cross_entropy(logits, labels, reduction="none"))
+    return torch.cat(parts).view(len(ids_BT), -1).double().cpu().numpy()
+
+
+def _padded(ids: np.ndarray, length: int, filler: int) -> np.ndarray:
+    return np.concatenate([ids, np.full(length - len(ids), filler, dtype=ids.dtype)])
+
+
+def _batches(windows: Iterator, size: int) -> Iterator[list]:
+    batch: list = []
+    for window in windows:
+        batch.append(window)
+        if len(batch) == size:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
