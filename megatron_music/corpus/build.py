@@ -172,8 +172,8 @@ def _documents(song: Song, part: _Part, context: DocumentContext) -> list[Docume
         return documents
     except Rejected as rejected:
         return Reject(song.id, rejected.rule, rejected.detail, str(source.manifest))
-    except InputError:
-        raise
+    except InputError as error:  # the options are at fault, whatever the song
+        raise InputError(f"sources.{source.name}: {error.where}", error.what, error.mend) from None
     except Exception as error:  # one song that nobody foresaw must not stop a run of a week
         return Reject(song.id, "unexpected", f"{type(error).__name__}: {error}", str(source.manifest))
 

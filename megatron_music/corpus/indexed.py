@@ -128,6 +128,8 @@ class IndexedSource:
             if not prefix_file(prefix, suffix).is_file():
                 raise InputError(prefix_file(prefix, suffix), "no such file", "build the source again")
         self.sidecar: dict[str, Any] = read_json(prefix_file(prefix, ".json"))
+        if not isinstance(self.sidecar, dict):
+            raise InputError(prefix_file(prefix, ".json"), "is not a sidecar", "build the source again")
         self._read_index()
         self._bin, self._kind = (self._open(suffix) for suffix in (".bin", ".kind"))
 

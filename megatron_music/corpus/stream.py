@@ -111,7 +111,7 @@ class SampleStream:
 
     def _open(self, name: str) -> IndexedSource:
         if not (self.folder / f"{name}.json").is_file():
-            there = ", ".join(sorted(path.stem for path in self.folder.glob("*.json"))) or "none"
+            there = ", ".join(sorted(path.stem for path in self.folder.glob("*.bin"))) or "none"
             raise InputError(self.folder, f"has no source {name} (there: {there})", "build it or mend the weights")
         source = IndexedSource(self.folder / name)
         if not source.total_tokens:

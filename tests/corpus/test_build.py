@@ -296,6 +296,14 @@ def test_bad_specs_are_one_line_errors_before_any_work(workspace, changes, words
     assert not (workspace / "corpus").exists()
 
 
+@pytest.mark.parametrize("processes", [1, 2])
+def test_options_that_do_not_fit_the_codec_are_told_with_their_source(workspace, repository, processes):
+    changes = {"vocabulary": str(repository / "tokenizers" / "yue.yaml"), "codec": "mert"}
+    spec = write_spec(workspace, sources={"residual": SOURCES["residual"]}, **changes)
+    with pytest.raises(InputError, match="sources.residual: codebooks: mert has 1"):
+        build_corpus(spec, workspace / "corpus", processes=processes)
+
+
 def test_two_codecs_can_not_share_a_corpus(workspace):
     shutil.copytree(workspace / "songs", workspace / "others")
     (workspace / "others" / "codec" / "codec.json").write_text('{"other": 1}')

@@ -29,10 +29,17 @@ def same(one, other) -> bool:
     return one.source == other.source and (one.ids == other.ids).all() and (one.kinds == other.kinds).all()
 
 
-def test_permutations_are_permutations_and_have_a_known_answer():
+def test_permutations_are_permutations():
     assert sorted(seeded_permutation(1000, "key", 3)) == list(range(1000))
-    # The order of a run must not change with a version of numpy or of this project.
+
+
+def test_orders_have_known_answers():
+    """The order of a run must not change with a version of numpy or of this project."""
     assert seeded_permutation(8, "known", 1).tolist() == [7, 1, 4, 6, 2, 3, 5, 0]
+    order = EpochOrder(np.arange(1, 13, dtype=np.int32), ("known", 1), block_documents=4)
+    assert order.documents().tolist() == [10, 5, 3, 8, 11, 6, 1, 4, 9, 2, 7, 0]
+    mixture = Mixture([2, 1], 12, ("known", 1))
+    assert [mixture.draw(sample)[0] for sample in range(12)] == [1, 0, 0, 0, 0, 0, 1, 0, 1, 0, 1, 0]
 
 
 @pytest.mark.parametrize("documents,block", [(1, 4), (5, 8), (64, 8), (1001, 16), (997, 997)])
