@@ -75,6 +75,7 @@ def build_corpus(spec: str | Path, out: str | Path, processes: int | None = None
 def _prepare(plan: BuildSpec, out: Path) -> None:
     """Puts the vocabulary, tokenizer and codec in place and takes outdated sources out of sight."""
     names = {source.name for source in plan.sources}
+    outdated = []
     for sidecar in sorted(out.glob("*.json")):
         if not prefix_file(sidecar.with_suffix(""), ".bin").is_file():
             continue
@@ -83,8 +84,9 @@ def _prepare(plan: BuildSpec, out: Path) -> None:
         if differing and sidecar.stem not in names:
             what = f"was built with another {differing[0]} than {plan.path} names"
             raise InputError(sidecar, what, "name another folder, or add the source to the spec, or remove its files")
-        if differing:
-            sidecar.unlink()
+        outdated += [sidecar] if differing else []
+    for sidecar in outdated:
+        sidecar.unlink()
     for original, name in ((plan.vocabulary_path, VOCABULARY), (plan.tokenizer_path, TOKENIZER)):
         with atomic_path(out / name) as temporary:
             shutil.copyfile(original, temporary)
