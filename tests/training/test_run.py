@@ -1,0 +1,131 @@
+"""Whole runs over real processes: what they log, where phases change, how they resume and on which layouts."""
+
+import json
+
+import pytest
+import training_workers
+
+from megatron_music.engine.processes import launch
+from megatron_music.errors import InputError
+from megatron_music.recipe.phases import phase_spans
+from megatron_music.training.data import training_stream
+from megatron_music.training.run import check, train
+from megatron_music.training.run_folder import RunFolder, read_state
+
+
+def metrics_of(run):
+    """All lines of a run's metrics but what depends on the clock."""
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in line.items() if name != "tokens_per_second"} for line in lines]
+
+
+def steps_of(run):
+    return [line for line in metrics_of(run) if "learning_rate" in line]
+
+
+def test_a_run_resumed_after_any_step_repeats_the_uninterrupted_one(make_recipe):
+    recipe = make_recipe()
+    launch(training_workers.run_then_resume, 1, recipe, [1, 4, 7, 11])
+    uninterrupted = metrics_of(recipe.run)
+    for step in (1, 4, 7, 11):
+        assert metrics_of(recipe.run.with_name(f"resumed_{step}")) == uninterrupted
+
+    steps = steps_of(recipe.run)
+    assert [line["step"] for line in steps] == list(range(1, 13))
+    assert [line["phase"] for line in steps] == ["warm-up"] * 4 + ["constant"] * 4 + ["long"] * 4
+    assert [line["tokens"] for line in steps] == [128 * n for n in range(1, 9)] + [1024 + 256 * n for n in range(1, 5)]
+    # Learning rate and mixture are those of the tokens before the step.
+    assert [line["learning_rate"] for line in steps[:9]] == pytest.approx([0, 0.0025, 0.005, 0.0075] + [0.01] * 5)
+    assert steps[10]["learning_rate"] == pytest.approx(0.0055)
+    songs = [line["tokens/songs"] for line in steps]
+    loops = [line["tokens/loops"] for line in steps]
+    assert (songs[3], loops[3]) == (3 * 128, 128)
+    assert (songs[7], loops[7]) == (3 * 128 + 2 * 128, 128 + 2 * 128)
+    assert (songs[11], loops[11]) == (5 * 128 + 4 * 256, 3 * 128)
+
+    groups = {"loss", "loss/text", "loss/special", "loss/vocal", "loss/accompaniment"}
+    assert groups <= set(steps[0]) and "loss/mix" not in steps[0]
+    validated = [line for line in uninterrupted if "validation/loss" in line]
+    assert [line["step"] for line in validated] == [0, 4, 8, 12]
+    assert validated[-1]["validation/loss"] < validated[0]["validation/loss"]
+    sampled = [line for line in uninterrupted if "invalid_token_share" in line]
+    assert [line["step"] for line in sampled] == [6, 12] and all(0 <= s["invalid_token_share"] <= 1 for s in sampled)
+    assert list((recipe.run / "tensorboard").iterdir())
+    assert read_state(recipe.run / "checkpoints" / "step_000008").ends_phase
+
+
+def test_every_layout_trains_like_one_process(make_recipe, tmp_path):
+    """TP2 with sequence parallelism, PP2 and DP2 from one checkpoint, through the whole loop."""
+    seldom = {"every_steps": 100}
+    start = make_recipe(run=str(tmp_path / "start"), phases=[make_recipe().phases[1].model_dump()], checkpoints=seldom)
+    train(start, 1)
+    checkpoint = RunFolder(start.run).complete_checkpoints()[-1][0]
+    layouts = {
+        "one": {},
+        "tensor": {"tensor": 2, "sequence": True},
+        "pipeline": {"pipeline": 2},
+        "data": {},
+    }
+    recipes = {
+        name: make_recipe(run=str(tmp_path / name), layout=layout, checkpoints=seldom)
+        for name, layout in layouts.items()
+    }
+    train(recipes.pop("one"), 1, checkpoint)
+    expected = steps_of(tmp_path / "one")
+    for name, recipe in recipes.items():
+        train(recipe, 2, checkpoint)
+        for ours, theirs in zip(steps_of(tmp_path / name), expected, strict=True):
+            assert set(ours) == set(theirs)
+            for field in ours:
+                assert ours[field] == pytest.approx(theirs[field], abs=1e-4), (name, field, ours["step"])
+        assert json.loads((tmp_path / name / "origin.json").read_text())["checkpoint"] == str(checkpoint)
+
+
+def test_the_stream_has_the_samples_of_every_phase(make_recipe):
+    recipe = make_recipe()
+    stream = training_stream(recipe)
+    assert len(stream) == sum(span.steps * span.phase.batch_sequences for span in phase_spans(recipe))
+    assert {len(stream.sample(index).ids) for index in range(32)} == {33}
+    assert {len(stream.sample(index).ids) for index in range(32, 48)} == {65}
+
+
+@pytest.mark.parametrize(
+    ("fields", "processes", "message"),
+    [
+        ({"layout": {"tensor": 2}}, 3, "3 processes are not a multiple of tensor x pipeline = 2"),
+        ({"corpus": "nowhere"}, 1, "there is no corpus here; run `megatron-music build`"),
+        ({"vocabulary": "nowhere.yaml"}, 1, "nowhere.yaml: no such file"),
+        ({"watch": {"validation": {"source": "nothing"}}}, 1, "nothing"),
+    ],
+)
+def test_a_run_that_can_not_start_says_so_before_any_process(make_recipe, fields, processes, message):
+    with pytest.raises(InputError) as error:
+        check(make_recipe(**fields), processes)
+    assert message in str(error.value)
+
+
+def test_a_mixture_without_its_source_is_refused(make_recipe):
+    phase = make_recipe().phases[0].model_dump(mode="json")
+    with pytest.raises(InputError, match="has no source choirs"):
+        check(make_recipe(phases=[{**phase, "mixture": {"choirs": 1}}]), 1)
+
+
+def test_another_vocabulary_than_the_corpus_is_refused(make_recipe, repository):
+    with pytest.raises(InputError, match="is not the vocabulary that"):
+        check(make_recipe(vocabulary=str(repository / "tokenizers" / "quickstart.yaml")), 1)
+
+
+def test_a_run_folder_refuses_another_recipe_and_forgets_what_is_done_again(make_recipe):
+    recipe = make_recipe()
+    folder = RunFolder(recipe.run)
+    assert folder.open(recipe) is None
+    folder.metrics.write_text('{"step": 3, "loss": 1}\n{"step": 4, "lo')
+    assert folder.open(recipe) is None
+    assert folder.metrics.read_text() == ""
+    with pytest.raises(InputError, match="was started with another `seed`"):
+        folder.open(make_recipe(seed=2))
+
+
+def test_a_branch_needs_a_checkpoint_of_the_same_network(make_recipe, tmp_path):
+    with pytest.raises(InputError, match="is not a checkpoint"):
+        check(make_recipe(), 1, tmp_path)
