@@ -12,7 +12,7 @@ import torch
 from torch.nn import functional as F
 
 if TYPE_CHECKING:
-    from transformers import LlamaForCausalLM
+    from transformers import LlamaConfig, LlamaForCausalLM
 
 # Longer readings are cut into chunks, which bounds the attention mask at (rows, chunk, positions).
 READING_CHUNK = 512
@@ -30,7 +30,7 @@ class LlamaDecoder:
         self.positions = positions
         self.lengths = [0] * rows
         self.query_heads, self.cache_heads = config.num_attention_heads, config.num_key_value_heads
-        self.head_size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        self.head_size = _head_size(config)
         weight = self.head.weight
         self.device = weight.device
         shape = (config.num_hidden_layers, rows, self.cache_heads, positions, self.head_size)
@@ -124,3 +124,12 @@ def _rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tens
     """Rotary position embedding in transformers' half-split layout."""
     left, right = x.chunk(2, dim=-1)
     return x * cos + torch.cat((-right, left), dim=-1) * sin
+
+
+def cache_bytes(config: "LlamaConfig", positions: int, element_bytes: int) -> int:
+    """Memory of one row of ``positions`` tokens."""
+    return 2 * config.num_hidden_layers * config.num_key_value_heads * _head_size(config) * positions * element_bytes
+
+
+def _head_size(config: "LlamaConfig") -> int:
+    return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads

@@ -54,7 +54,7 @@ def generate_song(
         codec: a codec of the models' vocabulary; None takes its default one.
         weights: the codec's weights; None takes the folder ``codec`` that the models carry.
         segments: sing only so many sections, with all lyrics before them; None sings all.
-        windows_at_once: windows of stage 2 side by side; None takes ``stage2.WINDOWS_AT_ONCE``.
+        windows_at_once: windows of stage 2 side by side, see ``stage2.refine``.
         device: None takes a GPU where there is one.
         dtype: "float32", "bfloat16" or "auto" (as stored); None takes float32 on a CPU and "auto" on a GPU.
 
@@ -83,9 +83,7 @@ def generate_song(
     song = singer.sing(tag_line, texts, segments)
     coarse = [song.codes_T(singer.grammar, index) for index in range(len(TRACKS))]
     del singer
-    codes = second.refine(
-        folders[1], folders[1].network(device, dtype), coarse, form, windows_at_once or second.WINDOWS_AT_ONCE
-    )
+    codes = second.refine(folders[1], folders[1].network(device, dtype), coarse, form, windows_at_once)
     stems, gain = mixed([decoder.decode(codes_KT[: decoder.codebooks]) for codes_KT in codes])
     record = {
         "models": {name: _model_record(folder) for name, folder in zip(("stage1", "stage2"), folders, strict=True)},

@@ -15,7 +15,7 @@ import torch
 
 from megatron_music.documents.residual import MOST_CODEBOOKS, ResidualOptions
 from megatron_music.errors import InputError
-from megatron_music.generation.decoder import LlamaDecoder
+from megatron_music.generation.decoder import LlamaDecoder, cache_bytes
 from megatron_music.generation.models import ModelFolder
 from megatron_music.progress import track
 from megatron_music.vocabulary.grammar import ResidualGrammar
@@ -24,7 +24,9 @@ from megatron_music.vocabulary.vocabulary import CodecRange, Vocabulary
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM
 
-WINDOWS_AT_ONCE = 16
+CACHE_BYTES = 4 * 2**30
+"""Memory of the caches, which decides how many windows stand side by side where the caller does not say."""
+MOST_WINDOWS_AT_ONCE = 64
 
 
 @dataclass(frozen=True)
@@ -65,13 +67,13 @@ def refine(
     network: "LlamaForCausalLM",
     tracks: Sequence[np.ndarray],
     form: WindowForm,
-    windows_at_once: int = WINDOWS_AT_ONCE,
+    windows_at_once: int | None = None,
 ) -> list[np.ndarray]:
     """Adds the residual codebooks to codebook-0 codes.
 
     Args:
         tracks: codes of codebook 0, one array (frames,) a track, of any length.
-        windows_at_once: rows of a batch, which bound the memory of the caches.
+        windows_at_once: rows of a batch; None takes as many as ``CACHE_BYTES`` hold, at most ``MOST_WINDOWS_AT_ONCE``.
 
     Returns:
         int16 codes (codebooks, frames) of each track; row 0 is what was given.
@@ -80,7 +82,7 @@ def refine(
     # Windows of one length stand side by side, so that their prompts are read together.
     places.sort(key=lambda place: -len(tracks[place[0]][place[1] : place[1] + form.frames]))
     refined = [np.zeros((form.codebooks, len(codes)), dtype=np.int16) for codes in tracks]
-    batches = [places[first : first + windows_at_once] for first in range(0, len(places), windows_at_once)]
+    batches = _evenly(places, windows_at_once or _fitting_windows(network, form))
     for number, batch in enumerate(batches, start=1):
         windows = [tracks[index][start : start + form.frames] for index, start in batch]
         steps = track(range(len(windows[0])), f"stage 2: batch {number} of {len(batches)}, frames", len(windows[0]))
@@ -88,6 +90,19 @@ def refine(
         for (index, start), codes_KT in zip(batch, refined_windows, strict=True):
             refined[index][:, start : start + codes_KT.shape[1]] = codes_KT
     return refined
+
+
+def _fitting_windows(network: "LlamaForCausalLM", form: WindowForm) -> int:
+    config, weight = network.config, network.lm_head.weight
+    window_bytes = cache_bytes(config, 2 + form.frames * (1 + form.codebooks), weight.element_size())
+    return min(MOST_WINDOWS_AT_ONCE, max(1, CACHE_BYTES // window_bytes))
+
+
+def _evenly(places: list, most: int) -> list[list]:
+    """Cuts a list into as few parts of at most ``most`` items as there can be, their sizes differing by at most 1."""
+    parts = -(-len(places) // most)
+    edges = [len(places) * part // parts for part in range(parts + 1)]
+    return [places[first:last] for first, last in zip(edges, edges[1:], strict=False)]
 
 
 def _refine_batch(

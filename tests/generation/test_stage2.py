@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from megatron_music.errors import InputError
+from megatron_music.generation import stage2
 from megatron_music.generation.models import ModelFolder
 from megatron_music.generation.stage2 import WindowForm, refine
 
@@ -50,7 +51,7 @@ def tracks():
 def test_all_windows_of_both_tracks_equal_the_uncached_codes(folder, tracks, repeats, codebooks):
     network, form = folder.network(), WindowForm(folder.vocabulary.codec(), codebooks, repeats, 12)
     expected = [refined_on_the_whole_prefix(network, codes, form) for codes in tracks]
-    for windows_at_once in (1, 4, 16):
+    for windows_at_once in (1, 4, None):
         codes = refine(folder, network, tracks, form, windows_at_once)
         for found, wanted, given in zip(codes, expected, tracks, strict=True):
             assert found.dtype == np.int16
@@ -73,6 +74,25 @@ def test_the_longest_window_fills_the_positions(folder, tracks):
     assert form.frames == 25
     codes = refine(folder, network, tracks, form)
     np.testing.assert_array_equal(codes[0], refined_on_the_whole_prefix(network, tracks[0], form))
+
+
+def test_batches_are_as_even_as_the_memory_of_the_caches_allows(folder, tracks, monkeypatch):
+    network, form = folder.network(), WindowForm(folder.vocabulary.codec(), 4, True, 12)
+    batches = []
+    plain = stage2._refine_batch
+
+    def recording(network, vocabulary, form, windows, steps):
+        batches.append(len(windows))
+        return plain(network, vocabulary, form, windows, steps)
+
+    monkeypatch.setattr(stage2, "_refine_batch", recording)
+    refine(folder, network, tracks, form)
+    # 2 layers x (keys and values) x 2 heads x 8 numbers x 62 positions x 4 bytes a window, of which there are 6.
+    monkeypatch.setattr(stage2, "CACHE_BYTES", 5 * 2 * 2 * 2 * 8 * 62 * 4)
+    refine(folder, network, tracks, form)
+    monkeypatch.setattr(stage2, "CACHE_BYTES", 1)
+    refine(folder, network, tracks, form)
+    assert batches == [6, 3, 3, *[1] * 6]
 
 
 def test_empty_tracks_and_single_frames(folder):
