@@ -82,11 +82,18 @@ class ModelFolder:
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                model = LlamaForCausalLM.from_pretrained(
-                    self.path, dtype=dtype if dtype == "auto" else getattr(torch, dtype), local_files_only=True
+                model, loaded = LlamaForCausalLM.from_pretrained(
+                    self.path,
+                    dtype=dtype if dtype == "auto" else getattr(torch, dtype),
+                    local_files_only=True,
+                    output_loading_info=True,
                 )
         except (OSError, SafetensorError, ValueError, RuntimeError) as error:
             raise InputError(self.path, f"can't be loaded ({error})", EXPORT_AGAIN) from error
+        missing = sorted(loaded["missing_keys"])
+        if missing:
+            # transformers draws what is missing at random, and the model would sing noise without an error.
+            raise InputError(self.path, f"lacks {len(missing)} tensors, {missing[0]} among them", EXPORT_AGAIN)
         rotary = model.config.rope_parameters["rope_type"]
         if rotary not in ROTARY_TYPES:
             raise InputError(

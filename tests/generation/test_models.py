@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from megatron_music.errors import InputError
 from megatron_music.generation.models import ModelFolder, check_pair
@@ -54,6 +55,14 @@ def test_weights_that_do_not_load(make_model):
     other = make_model("other")
     change_config(other, hidden_size=64)
     refused(ModelFolder.open(other).network, "can't be loaded")
+
+
+def test_weights_that_are_not_all_there(make_model):
+    folder = make_model("stage1")
+    tensors = load_file(folder / "model.safetensors")
+    del tensors["model.layers.1.mlp.up_proj.weight"]
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    refused(ModelFolder.open(folder).network, "lacks 1 tensors, model.layers.1.mlp.up_proj.weight among them")
 
 
 def test_rotary_embeddings_that_depend_on_the_length_are_refused(make_model):

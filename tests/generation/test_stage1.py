@@ -5,10 +5,13 @@ import pytest
 import torch
 from transformers import LogitsProcessor, LogitsProcessorList
 
+from megatron_music.documents.document import DocumentContext
+from megatron_music.documents.lyrics_to_song import LyricsOptions, documents
 from megatron_music.errors import InputError
 from megatron_music.generation.models import ModelFolder
 from megatron_music.generation.sampling import SamplingSettings
 from megatron_music.generation.stage1 import Singer, header_text, keep_window
+from megatron_music.songs.song import Segment, Song
 
 SEGMENTS = ["[verse]\nla la la\n\n", "[chorus]\nsing with me\n\n", "[outro]\n\n"]
 GREEDY = SamplingSettings(temperature=0, min_new_tokens=10, max_new_tokens=40)
@@ -93,6 +96,24 @@ def test_every_token_is_read_once_and_in_training_order(make_model, monkeypatch)
     assert read[0] == expected[:-last_unread]
     assert read[1] == unconditional
     assert song.header + [id for segment in song.segments for id in segment.ids] == expected
+
+
+def test_a_sung_song_is_the_training_document_of_its_own_codes(make_model):
+    singer = open_singer(make_model("stage1"), SamplingSettings(min_new_tokens=4, max_new_tokens=20))
+    sung = singer.sing("pop, female", SEGMENTS)
+    frames = np.cumsum([0] + [len(segment.audio) // 2 for segment in sung.segments])
+    segments = [
+        Segment(text, int(start), int(end)) for text, start, end in zip(SEGMENTS, frames, frames[1:], strict=False)
+    ]
+    codes = {name: sung.codes_T(singer.grammar, index)[None] for index, name in enumerate(("vocals", "accompaniment"))}
+    song = Song("sung", codes={name: "in memory" for name in codes}, genres="pop, female", segments=segments)
+    context = DocumentContext(
+        singer.grammar.vocabulary, singer.tokenizer, singer.grammar.codec, lambda song, track, codec: codes[track]
+    )
+    options = LyricsOptions(min_segment_s=0, code_rate_tolerance=None)
+    (document,) = documents(song, context, np.random.default_rng(0), options)
+    ids = sung.header + [id for segment in sung.segments for id in segment.ids]
+    assert document.ids.tolist() == [*ids, singer.grammar.vocabulary.special("<EOD>")]
 
 
 def test_sampled_audio_is_whole_frames_of_the_codec_between_the_limits(make_model):
