@@ -26,6 +26,7 @@ from megatron_music.audio.kmeans import k_means, nearest, steadiest
 from megatron_music.audio.spectrum import ShortTimeSpectrum, mel_filters
 from megatron_music.errors import InputError
 from megatron_music.files import atomic_path, read_json, write_json
+from megatron_music.progress import track
 
 MAX_CODEBOOKS, MAX_CODEBOOK_SIZE = 8, 1024
 MAX_FIT_FRAMES = 50_000
@@ -92,7 +93,7 @@ class EmbeddedCodec:
             found = f"can't fit {codebook_size} codes to {len(residual_NM)} audible frames (20 ms each)"
             raise InputError("embedded codec", found, "give more audio or ask for a smaller codebook")
         change_cost = 0.0
-        for codebook, codebook_CM in enumerate(unfitted.codebooks_KCM):
+        for codebook, codebook_CM in enumerate(track(unfitted.codebooks_KCM, "fitting codebooks", codebooks)):
             first_M = np.full(_MEL_BANDS, _LOG_FLOOR if codebook == 0 else 0.0, np.float32)
             codebook_CM[:] = k_means(residual_NM, codebook_size, first_M, _FIT_ITERATIONS, generator)
             indices_N, distances_N = nearest(residual_NM, codebook_CM)

@@ -8,22 +8,13 @@ _ROWS_AT_ONCE = 8192
 def nearest(vectors_ND: np.ndarray, centroids_CD: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The index of the nearest centroid of each vector (int64 (N,)) and the squared distance to it (float32 (N,))."""
     indices_N = np.empty(len(vectors_ND), np.int64)
-    distances_N = np.empty(len(vectors_ND), np.float32)
+    distances_N = _squared_norms(vectors_ND)
     for start in range(0, len(vectors_ND), _ROWS_AT_ONCE):
         rows = slice(start, start + _ROWS_AT_ONCE)
-        distances_NC = squared_distances(vectors_ND[rows], centroids_CD)
+        distances_NC = _distances_less_norm(vectors_ND[rows], centroids_CD)
         indices_N[rows] = distances_NC.argmin(axis=1)
-        distances_N[rows] = np.take_along_axis(distances_NC, indices_N[rows, None], axis=1)[:, 0]
+        distances_N[rows] += np.take_along_axis(distances_NC, indices_N[rows, None], axis=1)[:, 0]
     return indices_N, np.maximum(distances_N, 0)
-
-
-def squared_distances(vectors_ND: np.ndarray, centroids_CD: np.ndarray) -> np.ndarray:
-    """Squared Euclidean distances, float32 (N, C); rounding can leave tiny negative values."""
-    distances_NC = vectors_ND @ centroids_CD.T
-    distances_NC *= -2
-    distances_NC += (centroids_CD * centroids_CD).sum(axis=1)
-    distances_NC += (vectors_ND * vectors_ND).sum(axis=1, keepdims=True)
-    return distances_NC
 
 
 def steadiest(vectors_TD: np.ndarray, centroids_CD: np.ndarray, change_cost: float) -> np.ndarray:
@@ -37,7 +28,7 @@ def steadiest(vectors_TD: np.ndarray, centroids_CD: np.ndarray, change_cost: flo
     best_before_T = np.zeros(frames, np.int64)
     costs_C = np.zeros(codes)
     for start in range(0, frames, _ROWS_AT_ONCE):
-        distances_TC = squared_distances(vectors_TD[start : start + _ROWS_AT_ONCE], centroids_CD)
+        distances_TC = _distances_less_norm(vectors_TD[start : start + _ROWS_AT_ONCE], centroids_CD)
         for frame, distances_C in enumerate(distances_TC, start):
             best_before_T[frame] = costs_C.argmin()
             cost_of_change = costs_C[best_before_T[frame]] + change_cost
@@ -84,10 +75,23 @@ def _spread_seeds(
     candidates_ND = vectors_ND[generator.permutation(len(vectors_ND))[: 20 * clusters]]
     seeds_CD = np.empty((clusters, vectors_ND.shape[1]), np.float32)
     seeds_CD[0] = first_D
-    distances_N = ((candidates_ND - first_D) ** 2).sum(axis=1)
+    norms_N = _squared_norms(candidates_ND)
+    distances_N = np.full(len(candidates_ND), np.inf, np.float32)
     for cluster in range(1, clusters):
+        to_newest_N = norms_N + _distances_less_norm(candidates_ND, seeds_CD[cluster - 1 : cluster])[:, 0]
+        distances_N = np.maximum(np.minimum(distances_N, to_newest_N), 0)
         cumulative_N = np.cumsum(distances_N, dtype=np.float64)
         drawn = np.searchsorted(cumulative_N, generator.random() * cumulative_N[-1], side="right")
         seeds_CD[cluster] = candidates_ND[min(drawn, len(candidates_ND) - 1)]
-        np.minimum(distances_N, ((candidates_ND - seeds_CD[cluster]) ** 2).sum(axis=1), out=distances_N)
     return seeds_CD
+
+
+def _distances_less_norm(vectors_ND: np.ndarray, centroids_CD: np.ndarray) -> np.ndarray:
+    """Squared distances less each vector's own squared norm, which no choice of centroid changes: float32 (N, C)."""
+    distances_NC = vectors_ND @ (-2 * centroids_CD).T
+    distances_NC += _squared_norms(centroids_CD)
+    return distances_NC
+
+
+def _squared_norms(vectors_ND: np.ndarray) -> np.ndarray:
+    return np.einsum("nd,nd->n", vectors_ND, vectors_ND)

@@ -61,12 +61,8 @@ def xcodec_model() -> XcodecModel:
         ),
     )
     torch.manual_seed(0)
-    return with_codebooks(XcodecModel(config)).eval()
-
-
-def with_codebooks(model: torch.nn.Module) -> torch.nn.Module:
-    """Fills the codebooks, which transformers initialises to zeros: with those every code is 0."""
-    for name, buffer in model.named_buffers():
-        if name.endswith("codebook.embed"):
-            buffer.normal_(std=0.02)
+    model = XcodecModel(config).eval()
+    # transformers initialises codebooks to zeros, with which every code is 0.
+    for quantizer in model.quantizer.quantizers:
+        quantizer.codebook.embed.normal_(std=0.02)
     return model
