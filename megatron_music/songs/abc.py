@@ -83,6 +83,7 @@ class ChordSymbol:
 
     start: Fraction
     name: str
+    line_number: int
 
 
 @dataclass(frozen=True)
@@ -95,6 +96,7 @@ class AbcSong:
 
     path: Path
     fields: dict[str, str]
+    lines_of_fields: dict[str, int]
     meter: tuple[int, int]
     tempo: float
     sections: tuple[Section, ...]
@@ -106,6 +108,10 @@ class AbcSong:
     @property
     def bar(self) -> Fraction:
         return Fraction(4 * self.meter[0], self.meter[1])
+
+    def where(self, field: str) -> str:
+        """File and line of a header field or directive, for error messages."""
+        return f"{self.path}: line {self.lines_of_fields[field]}"
 
     @property
     def notes(self) -> list[Note]:
@@ -222,7 +228,7 @@ class _Reader:
                 raise self.error(number, f"column {column + 1}: can't read {text[column : column + 6]!r}", mend)
             column = token.end()
             if token["chord"] is not None:
-                line.chords.append(ChordSymbol(self.position, token["chord"]))
+                line.chords.append(ChordSymbol(self.position, token["chord"], number))
             elif token["bar"]:
                 line.bars.append((token["bar"], self.position))
                 in_bar.clear()
@@ -291,6 +297,7 @@ class _Reader:
         return AbcSong(
             path=self.path,
             fields=self.fields,
+            lines_of_fields=self.lines_of_fields,
             meter=(int(meter[1]), int(meter[2])),
             tempo=float(Fraction(tempo[1]) * 4) * float(tempo[2]),
             sections=tuple(sections),

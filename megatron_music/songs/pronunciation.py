@@ -47,17 +47,21 @@ class Language:
         return tuple(sounds)
 
 
-@cache
-def load_language(code: str) -> Language:
-    """The shipped language of that code (``en``, ``fr``, ``de``, ``zh``); raises InputError where there is none."""
+def load_language(code: str, where: str = "language") -> Language:
+    """The language of that code (``en``, ``fr``, ``de``, ``zh``); raises InputError, naming ``where``, for others."""
     path = FOLDER / f"{code}.yaml"
     if not path.is_file():
         known = ", ".join(sorted(file.stem for file in FOLDER.glob("*.yaml")))
-        raise InputError(f"language {code!r}", "has no pronunciation rules", f"use one of {known}, or add {path}")
+        raise InputError(where, f"language {code!r} has no pronunciation rules", f"use one of {known}, or add {path}")
+    return _read_language(path)
+
+
+@cache
+def _read_language(path: Path) -> Language:
     content = read_yaml(path)
     words = {word: _phones(path, word, sounds) for word, sounds in (content.get("words") or {}).items()}
     rules = [(re.compile(rule), _phones(path, rule, sounds)) for rule, sounds in (content.get("rules") or {}).items()]
-    return Language(code, words, tuple(rules))
+    return Language(path.stem, words, tuple(rules))
 
 
 def _phones(path: Path, entry: str, sounds: str) -> tuple[str, ...]:

@@ -83,14 +83,16 @@ def render_songbook(source: Path, out: Path, takes: int = 1, seed: int = 0, proc
 def _checked(path: Path) -> AbcSong:
     """A song whose tags name a voice, a timbre, instruments and chords that there are."""
     song = read_abc(path)
-    load_language(song.fields["language"])
+    load_language(song.fields["language"], song.where("language"))
     singer, _, timbre = song.fields["voice"].partition(" ")
     if singer not in VOICES or timbre not in SLOPES:
         mend = f"write one of {', '.join(VOICES)} and one of {', '.join(SLOPES)}"
-        raise InputError(path, f"%%voice {song.fields['voice']!r} is not known", mend)
-    check_instruments(written_instruments(song), path)
-    for name in [*song.intro, *(chord.name for chord in song.chords)]:
-        parse_chord(name, path)
+        raise InputError(song.where("voice"), f"%%voice {song.fields['voice']!r} is not known", mend)
+    check_instruments(written_instruments(song), song.where("instruments"))
+    for name in song.intro:
+        parse_chord(name, song.where("intro"))
+    for chord in song.chords:
+        parse_chord(chord.name, f"{path}: line {chord.line_number}")
     return song
 
 

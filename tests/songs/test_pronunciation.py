@@ -52,5 +52,7 @@ def test_every_syllable_of_the_songbook_has_one_vowel(repository):
 
 
 def test_an_unknown_language_is_refused():
-    with pytest.raises(InputError, match="language 'tlh': has no pronunciation rules; use one of de, en, fr, zh"):
+    with pytest.raises(
+        InputError, match="language: language 'tlh' has no pronunciation rules; use one of de, en, fr, zh"
+    ):
         load_language("tlh")
