@@ -1,8 +1,10 @@
 """Layers of our own where Transformer Engine is absent: attention, norm, and the specification that uses them."""
 
+import functools
+
 import torch
+from megatron.core import parallel_state
 from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
-from megatron.core.tensor_parallel.layers import ColumnParallelLinear, RowParallelLinear
 from megatron.core.transformer.attention import SelfAttention, SelfAttentionSubmodules
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.mlp import MLP, MLPSubmodules
@@ -10,6 +12,9 @@ from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
 from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
+
+from megatron_music.engine.kernels import RMSNormalize, RotaryHeads, SwiGLU
+from megatron_music.engine.linear import ColumnLinear, RowLinear
 
 
 class RMSNorm(torch.nn.RMSNorm):
@@ -19,57 +24,83 @@ class RMSNorm(torch.nn.RMSNorm):
         super().__init__(hidden_size, eps=eps, dtype=config.params_dtype)
         self.weight.sequence_parallel = config.sequence_parallel
 
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Normalizes the last dimension; on a GPU by torch's fused kernel."""
+        return super().forward(x) if x.is_cuda else RMSNormalize.apply(x, self.weight, self.eps)
 
-class CausalAttention(torch.nn.Module):
-    """Core attention on ``scaled_dot_product_attention``: flash kernels on CPU and GPU, no score matrix kept."""
 
-    def __init__(self, config: TransformerConfig, layer_number: int, attn_mask_type: AttnMaskType, **_kwargs):
-        super().__init__()
-        if attn_mask_type != AttnMaskType.causal:
-            raise ValueError(f"attention mask {attn_mask_type} at layer {layer_number} is not causal")
-        self.grouped = config.num_query_groups != config.num_attention_heads
+class CausalSelfAttention(SelfAttention):
+    """Self-attention with RoPE on ``scaled_dot_product_attention``: flash kernels on CPU and GPU, no score matrix."""
 
     def forward(
         self,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
+        hidden_states: torch.Tensor,
         attention_mask: torch.Tensor | None,
-        attn_mask_type: AttnMaskType | None = None,
-        attention_bias: torch.Tensor | None = None,
-        packed_seq_params: object | None = None,
-    ) -> torch.Tensor:
+        rotary_pos_emb: torch.Tensor | None = None,
+        **unused: object,
+    ) -> tuple[torch.Tensor, None]:
         """Attends causally.
 
         Args:
-            query: (sequence, batch, heads, head size).
-            key: (sequence, batch, key-value heads, head size).
-            value: like ``key``.
-            attention_mask: must be None, as must the two that follow: the mask is the causal one.
+            hidden_states: (sequence, batch, hidden).
+            attention_mask: must be None: the mask is the causal one.
+            rotary_pos_emb: (sequence, 1, 1, head size) angles, the second half of the channels repeating the first.
+            unused: what megatron-core passes to other kinds of attention; all None.
 
         Returns:
-            (sequence, batch, heads x head size).
+            (sequence, batch, hidden) and no bias.
         """
-        assert attention_mask is None and attention_bias is None and packed_seq_params is None
-        sequence, batch = query.shape[:2]
-        query, key, value = (x.permute(1, 2, 0, 3) for x in (query, key, value))
+        assert attention_mask is None and rotary_pos_emb is not None
+        assert all(value is None for value in unused.values()), unused
+        mixed, _ = self.linear_qkv(hidden_states)
+        cosine, sine = _rotation(rotary_pos_emb, mixed.dtype)
+        query, key, value = RotaryHeads.apply(mixed, cosine, sine, self.num_query_groups_per_partition)
         context = torch.nn.functional.scaled_dot_product_attention(
-            query, key, value, is_causal=True, enable_gqa=self.grouped
+            query, key, value, is_causal=True, enable_gqa=query.shape[1] != key.shape[1]
         )
-        return context.permute(2, 0, 1, 3).reshape(sequence, batch, -1)
+        return self.linear_proj(context.permute(2, 0, 1, 3).flatten(2))
+
+
+@functools.lru_cache(maxsize=8)
+def _rotation(angles: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cosine and sine, (sequence, head size / 2), for all layers: megatron-core keeps the tensor of angles."""
+    half = angles[:, 0, 0, : angles.shape[-1] // 2]
+    return half.cos().to(dtype), half.sin().to(dtype)
+
+
+class GatedMLP(MLP):
+    """Megatron-core's feed-forward layer with SwiGLU in few passes."""
+
+    def __init__(self, config: TransformerConfig, **_kwargs: object):
+        super().__init__(
+            config,
+            MLPSubmodules(linear_fc1=ColumnLinear, linear_fc2=RowLinear),
+            ffn_hidden_size=config.ffn_hidden_size,
+            tp_group=parallel_state.get_tensor_model_parallel_group(),
+        )
+
+    def forward(self, hidden_states: torch.Tensor, **_kwargs: object) -> tuple[torch.Tensor, None]:
+        """Maps (sequence, batch, hidden) to the same shape and no bias."""
+        gate_and_up, _ = self.linear_fc1(hidden_states)
+        return self.linear_fc2(SwiGLU.apply(gate_and_up))
+
+
+class NoCoreAttention(torch.nn.Module):
+    """What megatron-core's attention is given where ``CausalSelfAttention`` does its work."""
+
+    def __init__(self, **_kwargs: object):
+        super().__init__()
 
 
 def local_block_spec(layers: int) -> TransformerBlockSubmodules:
     """A stack of ``layers`` Llama layers from megatron-core's parallel linears and the layers above."""
-    attention = SelfAttentionSubmodules(
-        linear_qkv=ColumnParallelLinear, core_attention=CausalAttention, linear_proj=RowParallelLinear
-    )
+    attention = SelfAttentionSubmodules(linear_qkv=ColumnLinear, core_attention=NoCoreAttention, linear_proj=RowLinear)
     layer = TransformerLayerSubmodules(
         input_layernorm=RMSNorm,
-        self_attention=ModuleSpec(SelfAttention, {"attn_mask_type": AttnMaskType.causal}, attention),
+        self_attention=ModuleSpec(CausalSelfAttention, {"attn_mask_type": AttnMaskType.causal}, attention),
         self_attn_bda=get_bias_dropout_add,
         pre_mlp_layernorm=RMSNorm,
-        mlp=ModuleSpec(MLP, submodules=MLPSubmodules(linear_fc1=ColumnParallelLinear, linear_fc2=RowParallelLinear)),
+        mlp=GatedMLP,
         mlp_bda=get_bias_dropout_add,
         # Checkpoints carry the names of Transformer Engine's fused layers, so that either kind reads the other's.
         sharded_state_dict_keys_map={

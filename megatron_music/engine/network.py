@@ -10,7 +10,9 @@ from megatron.core.transformer.module import Float16Module
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
 from megatron.core.transformer.transformer_config import TransformerConfig
 
+from megatron_music.engine.kernels import VocabularyCrossEntropy
 from megatron_music.engine.layers import local_block_spec
+from megatron_music.engine.linear import ColumnLinear
 from megatron_music.recipe.recipe import Recipe
 
 
@@ -58,26 +60,27 @@ def transformer_config(recipe: Recipe) -> TransformerConfig:
 
 
 class Llama(GPTModel):
-    """Megatron-core's GPT with the cross entropy that is fastest for the layout."""
+    """Megatron-core's GPT with a cross entropy that needs no second copy of the logits."""
+
+    def __init__(self, *arguments, **options):
+        super().__init__(*arguments, **options)
+        if self.post_process:
+            # Megatron-core names the class of its output layer itself.
+            self.output_layer.__class__ = ColumnLinear
 
     def compute_language_model_loss(self, labels: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
         """Cross entropy of every position, FP32.
 
         Args:
             labels: (batch, sequence) ids.
-            logits: (sequence, batch, this process' share of the vocabulary).
+            logits: (sequence, batch, this process' share of the vocabulary); the backward pass overwrites them.
 
         Returns:
             (batch, sequence) nats.
         """
         labels_sb = labels.transpose(0, 1)
-        if self.config.tensor_model_parallel_size > 1:
-            losses = tensor_parallel.vocab_parallel_cross_entropy(logits.float(), labels_sb.contiguous())
-        else:
-            losses = torch.nn.functional.cross_entropy(
-                logits.reshape(-1, logits.shape[-1]).float(), labels_sb.reshape(-1), reduction="none"
-            ).view_as(labels_sb)
-        return losses.transpose(0, 1)
+        losses = VocabularyCrossEntropy.apply(logits.flatten(0, 1), labels_sb.reshape(-1), self.pg_collection.tp)
+        return losses.view_as(labels_sb).transpose(0, 1)
 
 
 def build_chunks(recipe: Recipe, config: TransformerConfig, vocabulary_size: int) -> list[torch.nn.Module]:

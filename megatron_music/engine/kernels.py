@@ -1,0 +1,170 @@
+"""Differentiable operations in few passes over memory: norm, rotary heads, SwiGLU, cross entropy, matrix products.
+
+A step of a small network on a CPU is bound by memory: each of these replaces a chain of torch operations whose
+intermediate results would each be written, read and kept. They run on any device.
+"""
+
+import torch
+
+_CROSS_ENTROPY_BYTES = {"cpu": 2**21, "cuda": 2**28}
+"""Of FP32 logits worked on at once: what stays in a core's cache, or a small share of a GPU's memory."""
+
+_ONEDNN = torch.backends.mkldnn.is_available() and torch.backends.cpu.get_cpu_capability().startswith("AVX")
+
+
+def product(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    """``left @ right`` of two matrices; best where ``left`` is contiguous.
+
+    For FP32 on x86 this takes oneDNN, which uses AVX-512 on every processor that has it, where torch's own choice (MKL)
+    uses AVX2 on AMD's: twice as fast there, and equal on Intel's.
+    """
+    if _ONEDNN and left.dtype == torch.float32 and left.device.type == "cpu":
+        return torch.ops.mkldnn._linear_pointwise(left, right.t(), None, "none", [], "")
+    return torch.mm(left, right)
+
+
+def weight_gradient(gradient: torch.Tensor, given: torch.Tensor) -> torch.Tensor:
+    """``gradient.T @ given`` of (rows, out) and (rows, in), by copying the smaller of the two to its transpose."""
+    if gradient.shape[1] > given.shape[1]:
+        return product(given.t(), gradient).t()
+    return product(gradient.t(), given)
+
+
+class RMSNormalize(torch.autograd.Function):
+    """``x / sqrt(mean(x^2) + epsilon) * gain`` over the last dimension, computed in FP32."""
+
+    @staticmethod
+    def forward(ctx, x: torch.Tensor, gain: torch.Tensor, epsilon: float) -> torch.Tensor:
+        wide = x.float()
+        scale = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
+        scale = scale.square_().div_(x.shape[-1]).add_(epsilon).rsqrt_()
+        ctx.save_for_backward(x, gain, scale)
+        return (wide * scale).mul_(gain).to(x.dtype)
+
+    @staticmethod
+    def backward(ctx, gradient: torch.Tensor):
+        x, gain, scale = ctx.saved_tensors
+        size = x.shape[-1]
+        x_2d, scale_2d = x.reshape(-1, size).float(), scale.view(-1, 1)
+        gradient_2d, gain_wide = gradient.reshape(-1, size).float(), gain.float()
+        products = gradient_2d * x_2d
+        gain_gradient = torch.mv(products.t(), scale_2d[:, 0])
+        # d x = scale (g gain - x scale^2 mean(g gain x))
+        along = torch.mv(products, gain_wide)[:, None].mul_(scale_2d.pow(3)).div_(size)
+        x_gradient = torch.mul(gradient_2d, gain_wide, out=products).mul_(scale_2d).addcmul_(x_2d, along, value=-1)
+        return x_gradient.view(x.shape).to(x.dtype), gain_gradient.to(gain.dtype), None
+
+
+class RotaryHeads(torch.autograd.Function):
+    """Cuts the output of a query-key-value product into heads and turns queries and keys by their positions.
+
+    Args:
+        mixed: (sequence, batch, groups x (queries of a group + 2) x head size), as megatron-core lays it out.
+        cosine: (sequence, head size / 2) of the angles; channel i turns with channel i + head size / 2.
+        sine: like ``cosine``.
+        groups: key-value heads in ``mixed``.
+
+    Returns:
+        queries (batch, heads, sequence, head size), keys and values (batch, groups, sequence, head size).
+    """
+
+    @staticmethod
+    def forward(ctx, mixed: torch.Tensor, cosine: torch.Tensor, sine: torch.Tensor, groups: int):
+        ctx.save_for_backward(cosine, sine)
+        sequence, batch = mixed.shape[:2]
+        size = 2 * cosine.shape[-1]
+        # (batch, groups, queries + key + value, sequence, size)
+        heads = mixed.view(sequence, batch, groups, -1, size).permute(1, 2, 3, 0, 4)
+        ctx.shape = heads.shape
+        queries = heads.shape[2] - 2
+        query = mixed.new_empty(batch, groups, queries, sequence, size)
+        key = mixed.new_empty(batch, groups, 1, sequence, size)
+        _rotate(heads[:, :, :queries], cosine, sine, query)
+        _rotate(heads[:, :, queries : queries + 1], cosine, sine, key)
+        return query.flatten(1, 2), key.flatten(1, 2), heads[:, :, -1].detach()
+
+    @staticmethod
+    def backward(ctx, query_gradient: torch.Tensor, key_gradient: torch.Tensor, value_gradient: torch.Tensor):
+        cosine, sine = ctx.saved_tensors
+        batch, groups, per_group, sequence, size = ctx.shape
+        queries = per_group - 2
+        mixed = query_gradient.new_empty(sequence, batch, groups * per_group * size)
+        heads = mixed.view(sequence, batch, groups, per_group, size).permute(1, 2, 3, 0, 4)
+        # The inverse of a rotation turns by the opposite angle.
+        _rotate(query_gradient.unflatten(1, (groups, queries)), cosine, -sine, heads[:, :, :queries])
+        _rotate(key_gradient.unsqueeze(2), cosine, -sine, heads[:, :, queries : queries + 1])
+        heads[:, :, -1].copy_(value_gradient)
+        return mixed, None, None, None
+
+
+def _rotate(x: torch.Tensor, cosine: torch.Tensor, sine: torch.Tensor, out: torch.Tensor) -> None:
+    (first, second), (out_first, out_second) = x.chunk(2, dim=-1), out.chunk(2, dim=-1)
+    torch.mul(first, cosine, out=out_first).addcmul_(second, sine, value=-1)
+    torch.mul(second, cosine, out=out_second).addcmul_(first, sine)
+
+
+class SwiGLU(torch.autograd.Function):
+    """``silu(gate) * up`` of (..., gate and up side by side); keeps its input only."""
+
+    @staticmethod
+    def forward(ctx, both: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(both)
+        gate, up = both.chunk(2, dim=-1)
+        return torch.nn.functional.silu(gate).mul_(up)
+
+    @staticmethod
+    def backward(ctx, gradient: torch.Tensor) -> torch.Tensor:
+        (both,) = ctx.saved_tensors
+        gate, up = both.chunk(2, dim=-1)
+        result = torch.empty_like(both)
+        gate_gradient, up_gradient = result.chunk(2, dim=-1)
+        torch.mul(gradient, up, out=gate_gradient)
+        torch.ops.aten.silu_backward.grad_input(gate_gradient, gate, grad_input=gate_gradient)
+        torch.ops.aten.silu.out(gate, out=up_gradient).mul_(gradient)
+        return result
+
+
+class VocabularyCrossEntropy(torch.autograd.Function):
+    """Cross entropy of logits whose vocabulary lies in equal, consecutive shares on the processes of ``group``.
+
+    The backward pass writes the gradient over the logits, which nothing else may use: they never live twice, and
+    never in FP32 where they came in BF16. It can run only once.
+
+    Args:
+        logits: (rows, share of the vocabulary), contiguous.
+        labels: (rows,) ids of the whole vocabulary.
+
+    Returns:
+        (rows,) nats, FP32.
+    """
+
+    @staticmethod
+    def forward(ctx, logits: torch.Tensor, labels: torch.Tensor, group: torch.distributed.ProcessGroup):
+        share, shared = logits.shape[1], group.size() > 1
+        local = labels - group.rank() * share
+        inside = (local >= 0) & (local < share)
+        local = local.clamp(0, share - 1)[:, None]
+        target = logits.gather(1, local)[:, 0].float().mul_(inside)
+        log_sum = torch.cat([piece.float().logsumexp(1) for piece in logits.split(_rows(logits))])
+        if shared:
+            shares = log_sum.new_empty(group.size() * len(log_sum))
+            torch.distributed.all_gather_into_tensor(shares, log_sum, group=group)
+            torch.distributed.all_reduce(target, group=group)
+            log_sum = shares.view(group.size(), -1).logsumexp(0)
+        ctx.save_for_backward(logits, local, inside, log_sum)
+        return log_sum - target
+
+    @staticmethod
+    def backward(ctx, gradient: torch.Tensor):
+        logits, local, inside, log_sum = ctx.saved_tensors
+        rows = _rows(logits)
+        columns = (local, -inside[:, None].float(), log_sum[:, None], gradient[:, None])
+        for piece, index, hit, constant, factor in zip(
+            logits.split(rows), *(column.split(rows) for column in columns), strict=True
+        ):
+            piece.copy_(piece.float().sub_(constant).exp_().scatter_add_(1, index, hit).mul_(factor))
+        return logits, None, None
+
+
+def _rows(logits: torch.Tensor) -> int:
+    return max(1, _CROSS_ENTROPY_BYTES[logits.device.type] // (4 * logits.shape[1]))

@@ -1,0 +1,160 @@
+"""What the processes of the engine's tests run; rank 0 leaves the results in a folder."""
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from megatron_music.engine import processes
+from megatron_music.engine.engine import Batch, Engine
+from megatron_music.errors import InputError
+from megatron_music.recipe.recipe import Recipe
+
+VOCABULARY, CONTEXT, SEQUENCES = 256, 64, 8
+STEPS, HALF = 20, 10
+
+
+def recipe(layout: dict, precision: str = "fp32") -> Recipe:
+    """A network of 4 layers with grouped queries, small enough for 20 steps in about a second."""
+    network = dict(
+        hidden_size=64, layers=4, attention_heads=4, key_value_heads=2, ffn_hidden_size=128, position_limit=CONTEXT
+    )
+    phase = dict(
+        name="a",
+        tokens=STEPS * SEQUENCES * CONTEXT,
+        context_tokens=CONTEXT,
+        batch_sequences=SEQUENCES,
+        learning_rate=3e-3,
+        mixture={"a": 1},
+    )
+    paths = dict(name="test", vocabulary="v.yaml", corpus="c", run="r")
+    return Recipe.parse(
+        dict(paths, precision=precision, network=network, layout=layout, phases=[phase]), "/tmp/recipe.yaml"
+    )
+
+
+def batches(step: int, engine: Engine) -> list[Batch]:
+    """This process' share of the step's 8 sequences, in which every second token repeats the one before it."""
+    generator = np.random.default_rng(step)
+    ids = generator.integers(0, VOCABULARY, (SEQUENCES, CONTEXT + 1))
+    ids[:, 1::2] = ids[:, 0:-1:2]
+    kinds = generator.integers(0, 13, ids.shape).astype(np.uint8)
+    share = SEQUENCES // engine.data_processes
+    own = range(engine.data_rank * share, (engine.data_rank + 1) * share)
+    return [Batch(ids[i : i + 1], kinds[i : i + 1]) for i in own]
+
+
+def train(engine: Engine, first: int, last: int) -> dict:
+    """Trains the steps [first, last); mean losses and gradient norms."""
+    losses, norms = [], []
+    for step in range(first, last):
+        table = engine.forward_backward(batches(step, engine))
+        torch.distributed.all_reduce(table)
+        losses.append(float(table[0].sum() / table[1].sum()))
+        norms.append(engine.step(3e-3))
+    return {"losses": losses, "norms": norms}
+
+
+def start(layout: dict, checkpoint: Path | None, precision: str = "fp32") -> Engine:
+    """An engine on ``layout``, from ``checkpoint`` if one is given."""
+    engine = Engine(recipe(layout, precision), VOCABULARY)
+    if checkpoint is not None:
+        engine.load(checkpoint)
+    return engine
+
+
+def save(engine: Engine, folder: Path) -> None:
+    """Writes a checkpoint into the new ``folder``."""
+    if torch.distributed.get_rank() == 0:
+        folder.mkdir()
+    torch.distributed.barrier()
+    engine.save(folder)
+
+
+def logits_of(engine: Engine) -> np.ndarray:
+    """Logits of two fixed sequences."""
+    return engine.logits(np.random.default_rng(99).integers(0, VOCABULARY, (2, CONTEXT))).cpu().numpy()
+
+
+def one_process(folder: Path) -> None:
+    """Writes the checkpoint ``start`` after 3 steps, and trains on from it without and with a stop."""
+    torch.set_num_threads(1)
+    processes.join(recipe({}).layout)
+    engine = start({}, None)
+    train(engine, 100, 103)
+    save(engine, folder / "start")
+    run_on({}, "one", folder)
+    bf16 = start({}, folder / "start", "bf16")
+    write(folder, "one_bf16", train(bf16, 0, STEPS))
+    write(folder, "loss_table", loss_table(start({}, folder / "start")))
+    processes.leave()
+
+
+def two_processes(folder: Path, layouts: dict[str, dict], ports: list[str]) -> None:
+    """Does on each of the layouts what ``one_process`` did, and continues what the layout before it has saved."""
+    torch.set_num_threads(1)
+    writer = "one"
+    for (name, layout), port in zip(layouts.items(), ports, strict=True):
+        # A port of its own: one process may join anew while the other has yet to leave.
+        os.environ["MASTER_PORT"] = port
+        processes.join(recipe(layout).layout)
+        run_on(layout, name, folder)
+        write(folder, f"{name}_table", loss_table(start(layout, folder / "start")))
+        write(folder, f"{name}_after_{writer}", train(start(layout, folder / writer), HALF, STEPS))
+        processes.leave()
+        writer = name
+
+
+def one_process_after(folder: Path, writers: list[str]) -> None:
+    """Continues on one process what two processes have saved."""
+    torch.set_num_threads(1)
+    processes.join(recipe({}).layout)
+    for writer in writers:
+        write(folder, f"one_after_{writer}", train(start({}, folder / writer), HALF, STEPS))
+    processes.leave()
+
+
+def run_on(layout: dict, name: str, folder: Path) -> None:
+    """20 steps from ``start``, saved half way, and the second half again from what was saved."""
+    engine = start(layout, folder / "start")
+    logits = logits_of(engine)
+    if torch.distributed.get_rank() == 0:
+        np.save(folder / f"{name}.npy", logits)
+    first = train(engine, 0, HALF)
+    save(engine, folder / name)
+    second = train(engine, HALF, STEPS)
+    write(folder, name, {key: first[key] + second[key] for key in first})
+    write(folder, f"{name}_again", train(start(layout, folder / name), HALF, STEPS))
+
+
+def loss_table(engine: Engine) -> dict:
+    """The engine's table for one batch, and the same sums from its logits."""
+    table = engine.forward_backward(batches(0, engine), train=False)
+    torch.distributed.all_reduce(table)
+    expected = torch.zeros_like(table)
+    for batch in batches(0, engine):
+        logits = engine.logits(batch.ids[:, :-1])
+        losses = torch.nn.functional.cross_entropy(
+            logits.flatten(0, 1), torch.from_numpy(batch.ids[:, 1:]).flatten(), reduction="none"
+        )
+        for loss, kind in zip(losses.tolist(), batch.kinds[:, 1:].flatten().tolist(), strict=True):
+            expected[0, kind] += loss
+            expected[1, kind] += 1
+    if engine.data_processes > 1:
+        torch.distributed.all_reduce(expected)
+    return {"table": table.tolist(), "expected": expected.tolist()}
+
+
+def write(folder: Path, name: str, content: dict) -> None:
+    """Leaves ``content`` for the test, once."""
+    if torch.distributed.get_rank() == 0:
+        (folder / f"{name}.json").write_text(json.dumps(content))
+
+
+def fail_on_rank_1(kind: str) -> None:
+    """Raises on rank 1, while rank 0 waits for it without end."""
+    if os.environ["RANK"] == "1":
+        raise InputError("recipe.yaml: seed", "is odd", "make it even") if kind == "input" else KeyError("lost")
+    processes.join(recipe({"tensor": 2}).layout)

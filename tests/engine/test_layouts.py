@@ -1,0 +1,88 @@
+import json
+import os
+
+import engine_workers
+import numpy as np
+import pytest
+
+from megatron_music.engine import processes
+
+LAYOUTS = {
+    "tensor": {"tensor": 2},
+    "sequence": {"tensor": 2, "sequence": True},
+    "pipeline": {"pipeline": 2},
+    "interleaved": {"pipeline": 2, "interleave": 2},
+    "data": {},
+}
+WRITERS = ["one", *LAYOUTS]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Folder with the results of all runs: three launches for every test of this module."""
+    folder = tmp_path_factory.mktemp("runs")
+    threads = os.environ.get("OMP_NUM_THREADS")
+    os.environ["OMP_NUM_THREADS"] = "1"
+    try:
+        processes.launch(engine_workers.one_process, 1, folder)
+        ports = [processes.free_port() for _ in LAYOUTS]
+        processes.launch(engine_workers.two_processes, 2, folder, LAYOUTS, ports)
+        processes.launch(engine_workers.one_process_after, 1, folder, list(LAYOUTS))
+    finally:
+        if threads is None:
+            del os.environ["OMP_NUM_THREADS"]
+        else:
+            os.environ["OMP_NUM_THREADS"] = threads
+    return folder
+
+
+def result(folder, name):
+    return json.loads((folder / f"{name}.json").read_text())
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_two_processes_equal_one(runs, layout):
+    one, two = result(runs, "one"), result(runs, layout)
+    assert len(one["losses"]) == engine_workers.STEPS
+    assert one["losses"][-1] < one["losses"][0] - 0.5
+    np.testing.assert_allclose(two["losses"], one["losses"], rtol=0, atol=1e-4)
+    np.testing.assert_allclose(two["norms"], one["norms"], rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_logits_are_equal_on_all_layouts(runs, layout):
+    one = np.load(runs / "one.npy")
+    assert one.shape == (2, engine_workers.CONTEXT, engine_workers.VOCABULARY)
+    np.testing.assert_allclose(np.load(runs / f"{layout}.npy"), one, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("layout", WRITERS)
+def test_resuming_on_the_same_layout_is_exact(runs, layout):
+    whole, again = result(runs, layout), result(runs, f"{layout}_again")
+    assert again["losses"] == whole["losses"][engine_workers.HALF :]
+    assert again["norms"] == whole["norms"][engine_workers.HALF :]
+
+
+@pytest.mark.parametrize(
+    ("reader", "writer"), [*zip(LAYOUTS, WRITERS, strict=False), *(("one", writer) for writer in LAYOUTS)]
+)
+def test_resuming_on_another_layout(runs, reader, writer):
+    continued, one = result(runs, f"{reader}_after_{writer}"), result(runs, "one")
+    np.testing.assert_allclose(continued["losses"], one["losses"][engine_workers.HALF :], rtol=0, atol=1e-4)
+    np.testing.assert_allclose(continued["norms"], one["norms"][engine_workers.HALF :], rtol=0, atol=1e-4)
+
+
+def test_bf16_trains_like_fp32(runs):
+    fp32, bf16 = result(runs, "one")["losses"], result(runs, "one_bf16")["losses"]
+    assert bf16[-1] < bf16[0] - 0.5
+    # BF16 keeps 8 bits of every activation, so a loss near 5 nats is off by some 2^-9 of it, and the paths part slowly.
+    np.testing.assert_allclose(bf16, fp32, rtol=0, atol=0.02)
+
+
+@pytest.mark.parametrize("name", ["loss_table", *(f"{layout}_table" for layout in LAYOUTS)])
+def test_losses_are_told_apart_by_kind(runs, name):
+    content = result(runs, name)
+    table, expected = np.array(content["table"]), np.array(content["expected"])
+    np.testing.assert_array_equal(table[1], expected[1])
+    assert table[1].sum() == engine_workers.SEQUENCES * engine_workers.CONTEXT
+    np.testing.assert_allclose(table[0], expected[0], rtol=1e-5)
