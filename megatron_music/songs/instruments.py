@@ -48,9 +48,9 @@ INSTRUMENTS = {
     "harp": Instrument(0.028, 1.7, 0.4, decay=1.2, damping=0.5),
     "piano": Instrument(0.028, 1.3, 0.12, decay=1.0, damping=0.22, stiffness=3e-4, attack_s=0.004),
     "music box": Instrument(0.03, 1.2, ratios=(1.0, 3.0, 6.27), decay=2.6, damping=2.0),
-    "strings": Instrument(0.02, 1.3, attack_s=0.08),
+    "strings": Instrument(0.018, 1.6, attack_s=0.08),
     "organ": Instrument(0.02, 1.0, ratios=(1.0, 2.0, 3.0, 4.0, 6.0, 8.0), attack_s=0.02),
-    "accordion": Instrument(0.02, 1.0, 0.37, attack_s=0.03),
+    "accordion": Instrument(0.02, 1.2, 0.37, attack_s=0.03),
     "flute": Instrument(0.024, 2.2, attack_s=0.05),
     "bass": Instrument(0.045, 1.6, 0.3, decay=1.8, damping=0.8, attack_s=0.006),
 }
