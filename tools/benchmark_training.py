@@ -267,8 +267,8 @@ def report(
         f"hidden {network.hidden_size}, {network.layers} layers, {network.attention_heads} heads "
         f"({network.key_value_heads} for keys and values), ffn {network.ffn_hidden_size}, vocabulary "
         f"{vocabulary_size}: {parameter_count(network, vocabulary_size):,} parameters\n"
-        f"{recipe.precision}, context {phase.context_tokens}, {phase.batch_sequences} sequences a step in micro-batches "
-        f"of {phase.micro_batch_sequences}\n"
+        f"{recipe.precision}, context {phase.context_tokens}, {phase.batch_sequences} sequences a step in "
+        f"micro-batches of {phase.micro_batch_sequences}\n"
         f"{flops / 1e6:.1f} MFLOP a token (causal attention at half the square)"
     )
     peak = next((peak for name, peak in PEAK_BF16_FLOPS.items() if name in device), None)

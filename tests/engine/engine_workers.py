@@ -9,8 +9,7 @@ import torch
 
 from megatron_music.engine import processes
 from megatron_music.engine.engine import Batch, Engine
-from megatron_music.errors import InputError
-from megatron_music.recipe.recipe import Recipe
+from megatron_music.recipe.recipe import Optimizer, Recipe
 
 VOCABULARY, CONTEXT, SEQUENCES = 256, 64, 8
 STEPS, HALF = 20, 10
@@ -89,6 +88,9 @@ def one_process(folder: Path) -> None:
     bf16 = start({}, folder / "start", "bf16")
     write(folder, "one_bf16", train(bf16, 0, STEPS))
     write(folder, "loss_table", loss_table(start({}, folder / "start")))
+    other = Engine(recipe({}).model_copy(update={"optimizer": Optimizer(weight_decay=0.5, beta2=0.9)}), VOCABULARY)
+    other.load(folder / "start")
+    write(folder, "groups", {group["wd_mult"]: constants(group) for group in other.optimizer.param_groups})
     processes.leave()
 
 
@@ -129,6 +131,12 @@ def run_on(layout: dict, name: str, folder: Path) -> None:
     write(folder, f"{name}_again", train(start(layout, folder / name), HALF, STEPS))
 
 
+def constants(group: dict) -> dict:
+    """What a parameter group holds beside its learning rate."""
+    lengths = sorted({parameter.numel() for parameter in group["params"]})
+    return {"weight_decay": group["weight_decay"], "betas": group["betas"], "eps": group["eps"], "numel": lengths}
+
+
 def loss_table(engine: Engine) -> dict:
     """The engine's table for one batch, and the same sums from its logits."""
     table = engine.forward_backward(batches(0, engine), train=False)
@@ -151,10 +159,3 @@ def write(folder: Path, name: str, content: dict) -> None:
     """Leaves ``content`` for the test, once."""
     if torch.distributed.get_rank() == 0:
         (folder / f"{name}.json").write_text(json.dumps(content))
-
-
-def fail_on_rank_1(kind: str) -> None:
-    """Raises on rank 1, while rank 0 waits for it without end."""
-    if os.environ["RANK"] == "1":
-        raise InputError("recipe.yaml: seed", "is odd", "make it even") if kind == "input" else KeyError("lost")
-    processes.join(recipe({"tensor": 2}).layout)

@@ -86,3 +86,10 @@ def test_losses_are_told_apart_by_kind(runs, name):
     np.testing.assert_array_equal(table[1], expected[1])
     assert table[1].sum() == engine_workers.SEQUENCES * engine_workers.CONTEXT
     np.testing.assert_allclose(table[0], expected[0], rtol=1e-5)
+
+
+def test_gains_are_not_decayed_and_a_load_keeps_the_constants_of_the_recipe(runs):
+    groups = result(runs, "groups")
+    assert groups["1.0"] == {"weight_decay": 0.5, "betas": [0.9, 0.9], "eps": 1e-8, "numel": groups["1.0"]["numel"]}
+    assert min(groups["1.0"]["numel"]) > 64
+    assert groups["0.0"] == {"weight_decay": 0.0, "betas": [0.9, 0.9], "eps": 1e-8, "numel": [64]}

@@ -1,0 +1,29 @@
+import failing_worker
+import pytest
+
+from megatron_music.engine import processes
+from megatron_music.errors import InputError
+
+
+def test_bad_input_in_one_process_ends_all_with_its_line():
+    with pytest.raises(InputError) as caught:
+        processes.launch(failing_worker.fail_on_rank_1, 2, "input")
+    assert str(caught.value) == "recipe.yaml: seed: is odd; make it even"
+
+
+def test_an_error_in_one_process_ends_all_with_its_traceback():
+    with pytest.raises(RuntimeError, match=r"(?s)process 1 of 2 failed.*fail_on_rank_1.*KeyError: 'lost'"):
+        processes.launch(failing_worker.fail_on_rank_1, 2, "other")
+
+
+def test_what_a_launcher_says_is_read(monkeypatch):
+    for name in ("RANK", "WORLD_SIZE", "SLURM_PROCID", "SLURM_NTASKS"):
+        monkeypatch.delenv(name, raising=False)
+    assert not processes.started_by_a_launcher() and processes.world_size() == 1
+    monkeypatch.setenv("SLURM_NTASKS", "16")
+    assert not processes.started_by_a_launcher()
+    monkeypatch.setenv("SLURM_PROCID", "3")
+    assert processes.started_by_a_launcher() and processes.world_size() == 16
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "8")
+    assert processes.world_size() == 8
