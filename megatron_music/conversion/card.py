@@ -51,7 +51,7 @@ def model_card(
         f"| layers, hidden, heads, key-value heads, ffn | {network.layers}, {network.hidden_size}, "
         f"{network.attention_heads}, {network.key_value_heads}, {network.ffn_hidden_size} |",
         f"| vocabulary | {vocabulary_size:,} ids with padding, `vocabulary.yaml` |",
-        f"| positions | {network.position_limit:,} |",
+        f"| longest context read, positions declared | {documents['context_tokens']:,}, {network.position_limit:,} |",
         f"| codec | {documents['codec']} |",
         f"| seed | {recipe.seed} |",
         "",

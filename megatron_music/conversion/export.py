@@ -57,15 +57,21 @@ class Trained:
         return cls(checkpoint, recipe, state, corpus, Vocabulary.load(corpus / "vocabulary.yaml"))
 
     def documents(self) -> dict[str, Any]:
-        """Task and options of every source that the recipe's phases draw from, and its shares of them."""
+        """What the network has read: the longest context, and task, options and shares of every source.
+
+        Only phases up to the checkpoint's own count; a network can be declared for more positions than it has seen.
+        """
+        names = [phase.name for phase in self.recipe.phases]
+        phases = self.recipe.phases[: names.index(self.state.phase) + 1]
         sources: dict[str, Any] = {}
-        for phase in self.recipe.phases:
+        for phase in phases:
             for name, share in phase.mixture.items():
                 if name not in sources:
                     sidecar = read_json(self.corpus / f"{name}.json")
                     sources[name] = {field: sidecar.get(field) for field in ("task", "options")} | {"shares": {}}
                 sources[name]["shares"][phase.name] = str(share)
-        return {"codec": self.vocabulary.default_codec, "sources": sources}
+        longest = max(phase.context_tokens for phase in phases)
+        return {"codec": self.vocabulary.default_codec, "context_tokens": longest, "sources": sources}
 
 
 def export_checkpoint(

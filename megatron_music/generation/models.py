@@ -27,7 +27,8 @@ class ModelFolder:
     """What is known of a model folder before its weights are read.
 
     Attributes:
-        positions: tokens of the longest context.
+        positions: tokens of the longest context that the network has been trained on, as far as the folder tells it;
+            otherwise those that it was declared for.
         tasks: the tasks of the model's training documents with their options; empty where the folder has no
             ``documents.json``, as one that this project did not export.
     """
@@ -62,7 +63,8 @@ class ModelFolder:
         positions = config.get("max_position_embeddings")
         if not isinstance(positions, int) or positions < 1:
             raise InputError(path / "config.json", "max_position_embeddings is missing", EXPORT_AGAIN)
-        return cls(path, vocabulary, positions, _tasks(path / "documents.json"))
+        context, tasks = _documents(path / "documents.json", positions)
+        return cls(path, vocabulary, min(positions, context), tasks)
 
     def tokenizer(self) -> TextTokenizer:
         """The text tokenizer; raises InputError where the folder has none."""
@@ -136,13 +138,16 @@ def check_pair(stage1: ModelFolder, stage2: ModelFolder) -> None:
             )
 
 
-def _tasks(path: Path) -> dict[str, dict[str, Any]]:
+def _documents(path: Path, positions: int) -> tuple[int, dict[str, dict[str, Any]]]:
+    """The longest context and the options by task that the export noted; ``positions`` and none without the file."""
     if not path.is_file():
-        return {}
+        return positions, {}
     try:
-        return {source["task"]: source["options"] for source in read_json(path)["sources"].values()}
-    except (KeyError, TypeError, AttributeError):
-        raise InputError(path, "does not tell the tasks of the training documents", EXPORT_AGAIN) from None
+        documents = read_json(path)
+        tasks = {source["task"]: dict(source["options"]) for source in documents["sources"].values()}
+        return int(documents["context_tokens"]), tasks
+    except (KeyError, TypeError, ValueError, AttributeError):
+        raise InputError(path, "does not tell what the model was trained on", EXPORT_AGAIN) from None
 
 
 def _files(folder: Path) -> list[Path]:

@@ -65,7 +65,7 @@ def trained_run(tmp_path_factory) -> Path:
     }  # fmt: skip
     content = {
         "name": "tiny song", "vocabulary": "corpus/vocabulary.yaml", "corpus": "corpus", "run": "run",
-        "precision": "fp32", "network": network, "phases": [phase],
+        "precision": "fp32", "network": network, "phases": [phase, phase | {"name": "later", "context_tokens": 32}],
     }  # fmt: skip
     recipe = Recipe.parse(content, folder / "recipe.yaml")
     launch(write_trained, 1, recipe, checkpoint, folder / "probe.npz")

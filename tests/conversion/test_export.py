@@ -76,6 +76,7 @@ def test_the_folder_carries_what_belongs_to_the_weights(trained_run, tmp_path):
     documents = json.loads((hf / "documents.json").read_text())
     assert documents == {
         "codec": "embedded",
+        "context_tokens": 16,
         "sources": {"cot": {"task": "lyrics_to_song", "options": {"tags": "as_written"}, "shares": {"warm-up": "1"}}},
     }
     card = (hf / "README.md").read_text()

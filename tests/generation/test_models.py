@@ -86,13 +86,24 @@ def test_models_are_used_for_what_they_were_trained_on(make_model):
     one, other = make_model("one"), make_model("other")
     for folder, task in ((one, "lyrics_to_song"), (other, "residual")):
         sources = {"songs": {"task": task, "options": {}, "shares": {}}}
-        (folder / "documents.json").write_text(json.dumps({"codec": "embedded", "sources": sources}))
+        (folder / "documents.json").write_text(
+            json.dumps({"codec": "embedded", "context_tokens": 512, "sources": sources})
+        )
     stages = ModelFolder.open(one), ModelFolder.open(other)
     check_pair(*stages)
     refused(lambda: check_pair(*reversed(stages)), "other: was not trained on lyrics \\(residual\\)")
     refused(lambda: check_pair(stages[0], stages[0]), "one: was not trained on residual codes")
     (one / "documents.json").write_text("{}")
-    refused(lambda: ModelFolder.open(one), "does not tell the tasks")
+    refused(lambda: ModelFolder.open(one), "does not tell what the model was trained on")
+
+
+def test_positions_that_were_never_trained_are_not_used(make_model):
+    folder = make_model("stage1", positions=512)
+    assert ModelFolder.open(folder).positions == 512
+    for context, expected in ((128, 128), (1024, 512)):
+        documents = {"codec": "embedded", "context_tokens": context, "sources": {}}
+        (folder / "documents.json").write_text(json.dumps(documents))
+        assert ModelFolder.open(folder).positions == expected
 
 
 def test_fingerprints_tell_exports_apart(make_model):

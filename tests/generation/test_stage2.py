@@ -64,7 +64,11 @@ def test_the_form_is_that_of_the_training_documents_as_far_as_the_positions_hold
     codec = ModelFolder.open(path).vocabulary.codec()
     assert WindowForm.of(ModelFolder.open(path), codec) == WindowForm(codec, 4, True, (512 - 2) // 5)
     options = {"codebooks": 3, "repeat_codebook_0": False, "window_s": 1.5, "frames_per_second": 20.0}
-    documents = {"codec": "embedded", "sources": {"pairs": {"task": "residual", "options": options, "shares": {}}}}
+    documents = {
+        "codec": "embedded",
+        "context_tokens": 512,
+        "sources": {"pairs": {"task": "residual", "options": options, "shares": {}}},
+    }
     (path / "documents.json").write_text(json.dumps(documents))
     assert WindowForm.of(ModelFolder.open(path), codec) == WindowForm(codec, 3, False, 30)
 
