@@ -86,7 +86,8 @@ class LearningRate(Strict):
     @model_validator(mode="before")
     @classmethod
     def _constant(cls, value: Any) -> Any:
-        if isinstance(value, int | float) and not isinstance(value, bool):
+        # YAML reads 3e-4, without a point, as text; the fields take text that spells a number.
+        if isinstance(value, int | float | str) and not isinstance(value, bool):
             return {"shape": "constant", "start": value, "end": value}
         return value
 

@@ -67,7 +67,9 @@ def test_the_resolved_recipe_reads_back_equal_from_any_folder(load, tmp_path):
 
 
 def test_overrides_reach_list_items_by_index_and_by_name(load):
-    recipe = load("phases.0.tokens=3M", "phases.only.mixture.songs=2", "layout.tensor=1", "layout.sequence=false")
+    recipe = load("phases.0.tokens=3M", "phases.only.mixture.songs=2", "phases.0.learning_rate=3e-4",
+                  "layout.tensor=1", "layout.sequence=false")  # fmt: skip
+    assert recipe.phases[0].learning_rate.end == 3e-4
     assert recipe.phases[0].tokens == 3_000_000
     assert recipe.phases[0].mixture["songs"] == 2
     assert recipe.layout.tensor == 1
@@ -176,7 +178,7 @@ def test_flops_of_the_half_billion_network():
         ("phases.0.mixture.songs", "a/b", "'a/b' is not a number or a fraction"),
         ("phases.0.mixture.songs", -1, "must be above 0"),
         ("phases.0.learning_rate", -1, "phases[0].learning_rate.start: "),
-        ("phases.0.learning_rate", "fast", "phases[0].learning_rate: "),
+        ("phases.0.learning_rate", "fast", "phases[0].learning_rate.start: "),
         ("phases", [], "phases: "),
         ("precision", "fp7", "precision: "),
         ("seed", "one", "seed: "),
