@@ -1,5 +1,6 @@
 """The command line: one command a verb, no logic."""
 
+import json
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -128,11 +129,12 @@ def export(
     checkpoint: Annotated[Path, typer.Argument(help="Checkpoint folder, or a run for its latest one.")],
     out: Annotated[Path, typer.Argument(help="Hugging Face folder to write.")],
     dtype: Annotated[str, typer.Option(help="bfloat16, or float32 for the optimizer's master weights.")] = "bfloat16",
+    corpus: Annotated[Path | None, typer.Option(help="Corpus folder.", show_default="the recipe's")] = None,
 ) -> None:
     """Write a checkpoint as a Hugging Face Llama folder."""
     from megatron_music.conversion.export import export_checkpoint
 
-    export_checkpoint(checkpoint, out, dtype=dtype)
+    export_checkpoint(checkpoint, out, dtype=dtype, corpus=corpus)
 
 
 @app.command(
@@ -144,7 +146,9 @@ def generate(
     stage2: Annotated[Path, typer.Option(help="Exported stage-2 model.")],
     lyrics: Annotated[Path, typer.Option(help="Text file with [verse], [chorus], ... sections.")],
     tags: Annotated[Path, typer.Option(help="Text file with one line of tags.")],
+    codec: Annotated[str | None, typer.Option(help="Codec.", show_default="the vocabulary's")] = None,
     weights: Annotated[str | None, typer.Option(help="The codec's weights.", show_default="the models' own")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu or cuda.", show_default="a GPU where there is one")] = None,
     seed: Annotated[int, typer.Option(help="The same seed sings the same song.")] = 42,
     segments: Annotated[int | None, typer.Option(min=1, help="Sing only so many sections.")] = None,
     min_tokens: Annotated[int, typer.Option(min=0, help="Fewest new tokens a section.")] = 100,
@@ -170,7 +174,42 @@ def generate(
         guidance_first=guidance,
         guidance_rest=guidance_after,
     )
-    generate_song(stage1, stage2, lyrics, tags, out, weights=weights, seed=seed, settings=settings, segments=segments)
+    generate_song(
+        stage1,
+        stage2,
+        lyrics,
+        tags,
+        out,
+        codec=codec,
+        weights=weights,
+        seed=seed,
+        settings=settings,
+        segments=segments,
+        device=device,
+    )
+
+
+@app.command(epilog="Example: megatron-music evaluate model hf corpus/lyrics_to_song corpus/lyrics_to_song_held_out")
+def evaluate(
+    what: Annotated[str, typer.Argument(help="model")],
+    model: Annotated[Path, typer.Argument(help="Exported stage-1 model.")],
+    train: Annotated[Path, typer.Argument(help="Source that the bigram is fitted on.")],
+    held_out: Annotated[Path, typer.Argument(help="Source of held-out songs.")],
+    positions: Annotated[int, typer.Option(min=1, help="Audio positions sampled freely.")] = 2000,
+    seed: Annotated[int, typer.Option(help="Seed of the samples.")] = 0,
+    out: Annotated[Path | None, typer.Option(help="JSON file to write.", show_default="print")] = None,
+) -> None:
+    """Measure a model: held-out loss beside a bigram's, and the share of invalid ids in free samples."""
+    from megatron_music.evaluation.model import evaluate_model
+    from megatron_music.files import write_json
+
+    if what != "model":
+        raise InputError("evaluate", f"{what!r} can't be evaluated", "write `evaluate model`")
+    measured = evaluate_model(model, train, held_out, positions, seed)
+    if out is None:
+        typer.echo(json.dumps(measured, indent=2))
+    else:
+        write_json(out, measured)
 
 
 def main() -> None:

@@ -40,14 +40,30 @@ def write_trained(recipe: Recipe, checkpoint: Path, probe: Path) -> None:
     engine.optimizer.reload_model_params()
     engine.save(checkpoint)
     ids = np.random.default_rng(0).integers(0, 370, (2, 24))
-    np.savez(probe, ids=ids, logits=engine.logits(ids).numpy())
+    logits = engine.logits(ids).numpy()
+    if torch.distributed.get_rank() == 0:
+        np.savez(probe, ids=ids, logits=logits)
     processes.leave()
 
 
 @pytest.fixture(scope="session")
 def trained_run(tmp_path_factory) -> Path:
     """A folder with ``corpus/``, ``run/checkpoints/step_000007`` and ``probe.npz``."""
-    folder = tmp_path_factory.mktemp("trained")
+    return write_run(tmp_path_factory.mktemp("trained"), {}, 1)
+
+
+@pytest.fixture(
+    scope="session",
+    params=[{"tensor": 2, "sequence": True}, {"pipeline": 2}, {"pipeline": 2, "interleave": 2}],
+    ids=["tensor", "pipeline", "interleaved"],
+)
+def parallel_run(request, tmp_path_factory) -> Path:
+    """The same from two processes."""
+    return write_run(tmp_path_factory.mktemp("parallel"), request.param, 2)
+
+
+def write_run(folder: Path, layout: dict, processes: int) -> Path:
+    """Fills ``folder`` with a corpus and a run of the given layout."""
     corpus, checkpoint = folder / "corpus", folder / "run" / "checkpoints" / "step_000007"
     (corpus / "codec").mkdir(parents=True)
     checkpoint.mkdir(parents=True)
@@ -56,19 +72,20 @@ def trained_run(tmp_path_factory) -> Path:
     (corpus / "cot.json").write_text(json.dumps({"task": "lyrics_to_song", "options": {"tags": "as_written"}}))
     train_text_tokenizer(["[verse]\nla la la the sun is high\n\n"], corpus / "tokenizer.model", 300)
     network = {
-        "hidden_size": 32, "layers": 3, "attention_heads": 4, "key_value_heads": 2, "ffn_hidden_size": 48,
+        "hidden_size": 32, "layers": 4, "attention_heads": 4, "key_value_heads": 2, "ffn_hidden_size": 48,
         "position_limit": 64, "rope_base": 5000.0, "norm_epsilon": 1e-4,
     }  # fmt: skip
     phase = {
-        "name": "warm-up", "tokens": 1000, "context_tokens": 16, "batch_sequences": 2, "learning_rate": 1e-3,
+        "name": "warm-up", "tokens": 1000, "context_tokens": 16, "batch_sequences": 4, "learning_rate": 1e-3,
         "mixture": {"cot": 1},
     }  # fmt: skip
     content = {
         "name": "tiny song", "vocabulary": "corpus/vocabulary.yaml", "corpus": "corpus", "run": "run",
-        "precision": "fp32", "network": network, "phases": [phase, phase | {"name": "later", "context_tokens": 32}],
+        "precision": "fp32", "layout": layout, "network": network,
+        "phases": [phase, phase | {"name": "later", "context_tokens": 32}],
     }  # fmt: skip
     recipe = Recipe.parse(content, folder / "recipe.yaml")
-    launch(write_trained, 1, recipe, checkpoint, folder / "probe.npz")
+    launch(write_trained, processes, recipe, checkpoint, folder / "probe.npz")
     recipe.save(checkpoint / "recipe.yaml")
     write_state(checkpoint, CheckpointState(7, 224, "warm-up", False))
     metrics = [

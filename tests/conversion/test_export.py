@@ -21,9 +21,17 @@ def load(folder, **options):
 
 
 def test_logits_equal_megatron_core(trained_run, tmp_path):
-    export_checkpoint(trained_run / STEP, tmp_path / "hf", dtype="float32")
-    probe = np.load(trained_run / "probe.npz")
-    network = load(tmp_path / "hf")
+    assert_logits_are_equal(trained_run, tmp_path / "hf")
+
+
+def test_logits_equal_megatron_core_on_two_processes(parallel_run, tmp_path):
+    assert_logits_are_equal(parallel_run, tmp_path / "hf")
+
+
+def assert_logits_are_equal(run, out):
+    export_checkpoint(run / STEP, out, dtype="float32")
+    probe = np.load(run / "probe.npz")
+    network = load(out)
     assert network.dtype == torch.float32
     with torch.inference_mode():
         logits = network(torch.from_numpy(probe["ids"])).logits
