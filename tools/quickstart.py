@@ -23,9 +23,9 @@ from megatron_music.progress import console
 RUN = Path("runs/quickstart")
 HELD_OUT = RUN / "corpus" / "lyrics_to_song_held_out"
 STEPS = [
-    ("Sing and play the songbook", f"songbook {RUN}/songs --takes 4"),
-    ("Train a text tokenizer on its words", f"tokenizer {RUN}/songs/manifest.jsonl {RUN}/tokenizer.model --size 1024"),
-    ("Turn audio into codes", f"encode {RUN}/songs/manifest.jsonl {RUN}/codes --codebooks 4 --codebook-size 512"),
+    ("Sing and play the songbook", f"songbook {RUN}/songs --takes 10"),
+    ("Train a text tokenizer on its words", f"tokenizer {RUN}/songs/manifest.jsonl {RUN}/tokenizer.model --size 512"),
+    ("Turn audio into codes", f"encode {RUN}/songs/manifest.jsonl {RUN}/codes --codebooks 4 --codebook-size 256"),
     ("Make token documents", f"build examples/quickstart_corpus.yaml {RUN}/corpus"),
     ("Pretrain stage 1: lyrics to codebook 0", "train examples/quickstart.yaml --processes 2"),
     ("Pretrain stage 2: codebook 0 to all codebooks", "train examples/quickstart_stage2.yaml --processes 2"),
