@@ -2,8 +2,8 @@
 
 Both start from the same weights, see the same tokens in the same micro-batches, clip at the same norm and update with
 a fused AdamW of the same settings; they take turns in one process, so that whatever else the machine does falls on
-both. FLOPs a token = 6 x (parameters that multiply) + 6 x layers x hidden x context, the convention of ENGINE.md, and
-MFU is their rate over the dense BF16 peak of a known GPU.
+both. FLOPs a token = 6 x (parameters that multiply) + 6 x layers x hidden x context (docs/benchmarks.md), and MFU is
+their rate over the dense BF16 peak of a known GPU.
 
     python tools/benchmark_training.py --peer transformers
     python tools/benchmark_training.py --peer transformers --precision bf16 --context 8192 --hidden 1024
