@@ -1,7 +1,9 @@
 """The ordered sample stream: what a run trains on, as a function of (phases, seed, global sample index).
 
 A source is one endless stream of tokens: in each epoch its documents in a seeded order, one after another, cut at the
-context length. Where a source stands carries over from phase to phase, whatever their context lengths. Nothing depends
+context length. The pieces come in a seeded order too, within blocks of about an epoch: neighbours are mostly the same
+song, and a batch of neighbours pulls the network from song to song. Where a source stands carries over from phase to
+phase, whatever their context lengths. Nothing depends
 on the number of processes, and nothing has to be read up to where a run resumes.
 """
 
@@ -13,11 +15,13 @@ from pathlib import Path
 import numpy as np
 
 from megatron_music.corpus.indexed import IndexedSource
-from megatron_music.corpus.shuffle import EpochOrder, Mixture, Recent
+from megatron_music.corpus.shuffle import EpochOrder, Mixture, Recent, seeded_permutation
 from megatron_music.errors import InputError
 
 SMALLEST_SHARE = 1e-6
-_EPOCHS_KEPT = 2
+_EPOCHS_KEPT = 3
+_MOST_SHUFFLED = 1 << 16
+"""Samples of the longest block that is shuffled: enough for any batch, and its order is a small array."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +85,7 @@ class SampleStream:
             Mixture(list(shares.values()), phase.samples, ("mixture", seed, number))
             for number, (shares, phase) in enumerate(zip(self._shares, self.phases, strict=True))
         ]
+        self._slots: Recent[np.ndarray] = Recent(2 * len(names))
         self._first_samples = np.cumsum([0] + [phase.samples for phase in phases], dtype=np.int64)
         self._first_tokens = self._tokens_at_phases()
 
@@ -95,12 +100,29 @@ class SampleStream:
         phase = self.phases[number]
         source, before = self._mixtures[number].draw(within)
         name = list(self._shares[number])[source]
-        position = self._first_tokens[number][name] + before * phase.context_tokens
+        slot = self._slot(number, source, before)
+        position = self._first_tokens[number][name] + slot * phase.context_tokens
         ids, kinds = self.sources[name].tokens(position, phase.context_tokens + 1)
         return Sample(ids, kinds, name)
 
+    def _slot(self, number: int, source: int, drawn: int) -> int:
+        """Which of its pieces a source gives as its ``drawn``-th sample of a phase."""
+        phase, name = self.phases[number], list(self._shares[number])[source]
+        epoch_samples = self.sources[name].source.total_tokens // phase.context_tokens
+        size = max(1, min(epoch_samples, _MOST_SHUFFLED))
+        block, within = divmod(drawn, size)
+
+        def order() -> np.ndarray:
+            samples = int(self._mixtures[number].counts(phase.samples)[source])
+            return seeded_permutation(min(size, samples - block * size), "samples", self.seed, number, name, block)
+
+        return block * size + int(self._slots.get_or_make((number, name, block), order)[within])
+
     def consumed(self, index: int) -> dict[str, int]:
-        """Tokens that each source has given before global sample ``index`` (0 to ``len``, inclusive)."""
+        """Tokens that each source has given before global sample ``index`` (0 to ``len``, inclusive).
+
+        They are the first of its stream at the end of a block or phase; within a block it has given them out of order.
+        """
         if not 0 <= index <= len(self):
             raise IndexError(f"the run has {len(self)} samples, {index} is past its end")
         number, within = self._phase(index)

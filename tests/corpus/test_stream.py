@@ -95,20 +95,31 @@ def test_samples_do_not_depend_on_who_asks_and_when(corpus):
 
 def test_a_source_is_one_stream_of_whole_epochs_across_phases(corpus):
     stream = SampleStream(corpus, PHASES, seed=3)
-    streams, labels = {"songs": [], "speech": []}, {"songs": None, "speech": None}
-    for index in range(len(stream)):
-        assert stream.consumed(index) == {name: len(ids) for name, ids in streams.items()}
-        sample = stream.sample(index)
-        np.testing.assert_array_equal(sample.kinds, sample.ids % 5)
-        if labels[sample.source] is not None:
-            assert labels[sample.source] == sample.ids[0]
-        streams[sample.source].extend(sample.ids[:-1])
-        labels[sample.source] = sample.ids[-1]
-    assert stream.consumed(len(stream)) == {name: len(ids) for name, ids in streams.items()}
-    for number, (name, ids) in enumerate(streams.items()):
+    given = {"songs": 0, "speech": 0}
+    first = 0
+    for phase in PHASES:
+        pieces = {"songs": [], "speech": []}
+        for index in range(first, first + phase.samples):
+            length = phase.context_tokens
+            assert stream.consumed(index) == {name: given[name] + length * len(pieces[name]) for name in given}
+            sample = stream.sample(index)
+            np.testing.assert_array_equal(sample.kinds, sample.ids % 5)
+            pieces[sample.source].append(sample.ids.tolist())
+        for name, seen in pieces.items():
+            # Every piece of the stream from where the phase before left it, each once, but not in the stream's order.
+            starts = range(given[name], given[name] + length * len(seen), length)
+            in_order = [stream.sources[name].tokens(start, length + 1)[0].tolist() for start in starts]
+            assert sorted(seen) == sorted(in_order)
+            if len(seen) > 20 and stream.sources[name].source.total_tokens >= 2 * length:
+                assert seen != in_order
+            given[name] += length * len(seen)
+        first += phase.samples
+    assert stream.consumed(len(stream)) == given
+    for number, (name, tokens) in enumerate(given.items()):
         source = IndexedSource(corpus / name)
         every_token = np.concatenate([source.document(index)[0] for index in range(len(source))])
-        epochs = len(ids) // sum(LENGTHS[number])
+        ids, _ = stream.sources[name].tokens(0, tokens)
+        epochs = tokens // sum(LENGTHS[number])
         assert epochs > 100
         for epoch in range(epochs):
             seen = ids[epoch * len(every_token) : (epoch + 1) * len(every_token)]
