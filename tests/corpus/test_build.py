@@ -74,7 +74,7 @@ def prepared(tmp_path_factory, repository) -> Path:
             codes_KT = random.integers(0, 256, (8, FRAMES)).astype(np.int16)
             np.save(folder / "songs" / f"{number}.{track}.npy", codes_KT)
     write_lines(folder, [song_line(number) for number in range(20)])
-    shutil.copy(repository / "tokenizers" / "quickstart.yaml", folder / "vocabulary.yaml")
+    shutil.copy(repository / "tests" / "data" / "small_vocabulary.yaml", folder / "vocabulary.yaml")
     train_text_tokenizer(
         ["[verse]\nla la\n\n[chorus]\nlo lo\n\n", "folk, female, slow"], folder / "tokenizer.model", 300
     )
@@ -119,7 +119,7 @@ def test_a_corpus_is_whole_and_self_contained(workspace):
     assert sorted(summary) == sorted(SOURCES)
     about = json.loads((workspace / "corpus" / "residual.json").read_text())
     assert about == summary["residual"]
-    assert about["vocabulary"]["name"] == "quickstart" and about["codec"]["name"] == "embedded"
+    assert about["vocabulary"]["name"] == "small" and about["codec"]["name"] == "embedded"
     assert about["task"] == "residual" and about["options"]["min_distinct_codes"] == 5
     assert (about["songs_used"], about["songs_rejected"], about["documents"]) == (20, 0, 60)
     for name in ("vocabulary.yaml", "tokenizer.model"):

@@ -131,5 +131,5 @@ def test_wrong_models_are_told(tmp_path, quickstart):
 
 
 def test_the_model_of_another_vocabulary_is_told(yue_data, quickstart):
-    with pytest.raises(InputError, match="has 83734 pieces, vocabulary quickstart has 1024 text ids"):
+    with pytest.raises(InputError, match="has 83734 pieces, vocabulary quickstart has 512 text ids"):
         TextTokenizer(yue_data / "tokenizer.model", quickstart)

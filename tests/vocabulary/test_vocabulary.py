@@ -106,7 +106,7 @@ def test_unknown_names_name_the_mend(yue):
 
 
 def _changed(repository, tmp_path, change) -> str:
-    content = yaml.safe_load((repository / "tokenizers" / "quickstart.yaml").read_text())
+    content = yaml.safe_load((repository / "tests" / "data" / "small_vocabulary.yaml").read_text())
     change(content)
     path = tmp_path / "changed.yaml"
     path.write_text(yaml.safe_dump(content))
