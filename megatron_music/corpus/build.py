@@ -8,13 +8,16 @@ its last part, and a source whose inputs have not changed since it was finished 
 import shutil
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import astuple, dataclass, replace
+from dataclasses import asdict, astuple, dataclass, field, replace
 from functools import lru_cache
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from megatron_music.corpus import fingerprint
+from megatron_music.corpus.contents import ContentsWriter, read_contents
 from megatron_music.corpus.indexed import IndexedSource, IndexedWriter, prefix_file
 from megatron_music.corpus.parallel import Workers
 from megatron_music.corpus.shuffle import seeded_generator
@@ -54,9 +57,9 @@ class _Part:
 def build_corpus(spec: str | Path, out: str | Path, processes: int | None = None) -> dict[str, dict[str, Any]]:
     """Builds every source that a spec names into ``out`` and returns their sidecars by name.
 
-    ``out`` then holds ``NAME.bin``, ``.idx``, ``.kind`` and ``.json`` of every source, ``rejects.parquet``, and copies
-    of the vocabulary, the tokenizer and (where it was fitted) the codec. Raises InputError for a spec that can't be
-    used, and for a source that yields no document; the rejects then say why.
+    ``out`` then holds ``NAME.bin``, ``.idx``, ``.kind``, ``.json`` and ``.songs.parquet`` of every source,
+    ``rejects.parquet``, and copies of the vocabulary, the tokenizer and (where it was fitted) the codec. Raises
+    InputError for a spec that can't be used, and for a source that yields no document; the rejects then say why.
     """
     plan = BuildSpec.read(spec)
     with workplace(out) as out, Workers(processes) as workers:
@@ -149,18 +152,36 @@ def _missing_parts(plan: BuildSpec, source: SourceSpec, out: Path, folder: Path,
 def _build_part(part: _Part) -> None:
     """Writes the documents of a part's songs as a small source of its own, its rejects in the sidecar."""
     context = _context(part.corpus, part.codec, part.identity)
-    rejects: list[Reject] = []
-    used = 0
-    with IndexedWriter(part.prefix) as writer:
-        for song in part.songs:
-            made = song if isinstance(song, Reject) else _documents(song, part, context)
-            if isinstance(made, Reject):
-                rejects.append(replace(made, where=f"{part.source.name}: {made.where}"))
-                continue
-            used += 1
-            for document in made:
-                writer.add(document.ids, document.kinds)
-        writer.about.update(songs_used=used, rejects=[astuple(reject) for reject in rejects])
+    task = TASKS[part.source.task]
+    songs = {song.id: song for song in part.songs if isinstance(song, Song)}
+    tally = _Tally()
+    documents = _documents_of_part(part, context, tally)
+    packed = task.pack(documents, context, part.source.options) if task.pack else ([made] for made in documents)
+    with IndexedWriter(part.prefix) as writer, ContentsWriter(part.prefix) as contents:
+        for members in packed:
+            ids, kinds = (np.concatenate([getattr(member, name) for member in members]) for name in ("ids", "kinds"))
+            for member in members:
+                contents.add(writer.documents, songs[member.song_id], member.seconds)
+            writer.add(ids, kinds)
+        writer.about.update(asdict(tally), seconds=contents.seconds)
+
+
+@dataclass
+class _Tally:
+    """What becomes of a part's songs; ``rejects`` hold their fields."""
+
+    songs_used: int = 0
+    rejects: list[tuple[str, ...]] = field(default_factory=list)
+
+
+def _documents_of_part(part: _Part, context: DocumentContext, tally: _Tally) -> Iterator[Document]:
+    for song in part.songs:
+        made = song if isinstance(song, Reject) else _documents(song, part, context)
+        if isinstance(made, Reject):
+            tally.rejects.append(astuple(replace(made, where=f"{part.source.name}: {made.where}")))
+        else:
+            tally.songs_used += 1
+            yield from made
 
 
 def _documents(song: Song, part: _Part, context: DocumentContext) -> list[Document] | Reject:
@@ -173,7 +194,7 @@ def _documents(song: Song, part: _Part, context: DocumentContext) -> list[Docume
             raise Rejected("no_document", f"{source.task} finds nothing in the song to make a document of")
         return documents
     except Rejected as rejected:
-        return Reject(song.id, rejected.rule, rejected.detail, str(source.manifest))
+        return rejected.reject(song.id, source.manifest)
     except InputError as error:  # the options are at fault, whatever the song
         raise InputError(f"sources.{source.name}: {error.where}", error.what, error.mend) from None
     except Exception as error:  # one song that nobody foresaw must not stop a run of a week
@@ -188,12 +209,17 @@ def _context(corpus: Path, codec: str, identity: str) -> DocumentContext:
 
 
 def _join_parts(plan: BuildSpec, source: SourceSpec, out: Path, prefixes: Iterable[Path]) -> None:
-    """Writes the parts one after another as the source; its rejects are in place before it is."""
+    """Writes the parts one after another as the source; its rejects and its table of songs are in place before it is.
+
+    An older source of this name goes out of sight first, so that it never stands beside the new one's table.
+    """
+    prefix_file(out / source.name, ".json").unlink(missing_ok=True)
     rejects: list[Reject] = []
     used = 0
-    with IndexedWriter(out / source.name, plan.about(source)) as writer:
+    with IndexedWriter(out / source.name, plan.about(source)) as writer, ContentsWriter(out / source.name) as contents:
         for prefix in prefixes:
             part = IndexedSource(prefix)
+            contents.extend(read_contents(prefix), first_document=writer.documents)
             for index in range(len(part)):
                 writer.add(*part.document(index))
             used += part.sidecar["songs_used"]
@@ -201,7 +227,7 @@ def _join_parts(plan: BuildSpec, source: SourceSpec, out: Path, prefixes: Iterab
         write_rejects(_rejects_path(source, out), rejects)
         if not writer.documents:
             raise _nothing_built(plan, source, out, rejects)
-        writer.about.update(songs_used=used, songs_rejected=len(rejects))
+        writer.about.update(songs_used=used, songs_rejected=len(rejects), seconds=contents.seconds)
 
 
 def _nothing_built(plan: BuildSpec, source: SourceSpec, out: Path, rejects: list[Reject]) -> InputError:

@@ -36,7 +36,7 @@ from megatron_music.songs.song import Reject, Song
 from megatron_music.vocabulary.text import TextTokenizer
 from megatron_music.vocabulary.vocabulary import Vocabulary
 
-_FORMAT = 1
+_FORMAT = 2
 """Raised whenever the same inputs give other documents than before, so that finished sources are built again."""
 _CODEC_FOLDER = "codec"
 

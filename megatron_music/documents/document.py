@@ -14,11 +14,15 @@ from megatron_music.vocabulary.vocabulary import CodecRange, Vocabulary
 
 @dataclass(frozen=True)
 class Document:
-    """Ids, int32 (N,), and the Kind of each, uint8 (N,), that one task makes of one song."""
+    """Ids, int32 (N,), and the Kind of each, uint8 (N,), that one task makes of one song.
+
+    ``seconds`` is the audio in it; two tracks side by side, or all codebooks of one, count once.
+    """
 
     song_id: str
     ids: np.ndarray
     kinds: np.ndarray
+    seconds: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -70,10 +74,10 @@ class DocumentBuilder:
         """Ids with their kinds as they are."""
         self._append(ids, kinds)
 
-    def build(self, song_id: str) -> Document:
-        """The document, closed by ``<EOD>``."""
+    def build(self, song_id: str, seconds: float) -> Document:
+        """The document, closed by ``<EOD>``, with the seconds of audio in it."""
         self.special("<EOD>")
-        return Document(song_id, np.concatenate(self._ids), np.concatenate(self._kinds))
+        return Document(song_id, np.concatenate(self._ids), np.concatenate(self._kinds), seconds)
 
     def _append(self, ids: np.ndarray, kinds: np.ndarray) -> None:
         self._ids.append(ids)

@@ -59,7 +59,7 @@ def documents(song: Song, context: DocumentContext, rng: np.random.Generator, op
         append_segments(builder, segments, pair, context)
     else:
         _append_instructed_segments(builder, segments, pair, context, rng, options)
-    return [builder.build(song.id)]
+    return [builder.build(song.id, segments_seconds(segments, pair))]
 
 
 def header_text(song: Song, lyrics: list[Segment], rng: np.random.Generator, options: LyricsOptions) -> str:
@@ -111,6 +111,11 @@ def usable_segments(lyrics: list[Segment], pair: Pair, options: LyricsOptions) -
     if not kept:
         raise Rejected("no_segments", f"none of the song's {len(lyrics)} segments can be used")
     return kept
+
+
+def segments_seconds(segments: list[Segment], pair: Pair) -> float:
+    """Seconds of audio in the segments, by the song's own frame rate."""
+    return sum(segment.end_frame - segment.start_frame for segment in segments) / pair.frames_per_second
 
 
 def append_segments(builder: DocumentBuilder, segments: list[Segment], pair: Pair, context: DocumentContext) -> None:

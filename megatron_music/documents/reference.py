@@ -17,6 +17,7 @@ from megatron_music.documents.lyrics_to_song import (
     LyricsOptions,
     append_segments,
     header_text,
+    segments_seconds,
     usable_lyrics,
     usable_segments,
 )
@@ -55,18 +56,18 @@ def documents(
     lyrics = usable_lyrics(song, options)
     pair = load_pair(song, context, options)
     segments = usable_segments(lyrics, pair, options)
-    reference = _reference(song, lyrics, pair, context, rng, options)
+    ids, kinds, frames = _reference(song, lyrics, pair, context, rng, options)
     header = header_text(song, lyrics, rng, options)
     builder = DocumentBuilder(context)
     if options.order == "header_first":
         builder.text(header)
     builder.text("[start_of_reference]")
-    builder.audio(*reference)
+    builder.audio(ids, kinds)
     builder.text("[end_of_reference]")
     if options.order == "reference_first":
         builder.text(header)
     append_segments(builder, segments, pair, context)
-    return [builder.build(song.id)]
+    return [builder.build(song.id, segments_seconds(segments, pair) + frames / pair.frames_per_second)]
 
 
 def _reference(
@@ -76,8 +77,8 @@ def _reference(
     context: DocumentContext,
     rng: np.random.Generator,
     options: ReferenceOptions,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Ids and kinds of a reference drawn from the range that the lyrics cover."""
+) -> tuple[np.ndarray, np.ndarray, int]:
+    """Ids, kinds and frames of a reference drawn from the range that the lyrics cover."""
     ids, kinds, step = _reference_track(song, pair, context, rng, options)
     first = lyrics[0].start_frame
     frames = min(lyrics[-1].end_frame, len(ids) // step) - first
@@ -91,7 +92,7 @@ def _reference(
             break
         start = int(rng.integers(0, frames - length, endpoint=True))
     span = slice(start * step, (start + length) * step)
-    return ids[span], kinds[span]
+    return ids[span], kinds[span], length
 
 
 def _reference_track(

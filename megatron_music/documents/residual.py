@@ -53,7 +53,7 @@ def documents(
         if len(windows_NKT):
             builder = DocumentBuilder(context)
             builder.extend(*_window_ids(windows_NKT, TRACK_KINDS[track], context, options))
-            made.append(builder.build(song.id))
+            made.append(builder.build(song.id, len(windows_NKT) * options.window_s))
     if not made:
         raise Rejected(
             "no_windows", f"no {options.window_s:g} s of the song have {options.min_distinct_codes} distinct codes"

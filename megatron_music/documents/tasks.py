@@ -1,6 +1,6 @@
 """The tasks that a build spec can name: each a file of this folder, with its options and its function."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,10 +21,13 @@ class Task:
     Attributes:
         options: the strict model of its options.
         documents: makes them; raises Rejected for a song that can't be used. All its chance comes from the generator.
+        pack: gathers the documents of neighbouring songs into groups, each of which becomes one document of the corpus;
+            None leaves every document on its own.
     """
 
     options: type[Strict]
     documents: Callable[[Song, DocumentContext, np.random.Generator, Any], list[Document]]
+    pack: Callable[[Iterable[Document], DocumentContext, Any], Iterator[list[Document]]] | None = None
 
 
 TASKS: dict[str, Task] = {

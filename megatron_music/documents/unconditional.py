@@ -39,13 +39,14 @@ def documents(
     """The one document of a song; raises Rejected where it has none."""
     if options.tracks == "dual":
         pair = load_pair(song, context, options)
+        seconds = pair.frames / pair.frames_per_second
         audio = dual_track(pair.vocals_T, pair.accompaniment_T, context.codec)
     else:
         codes_T = context.codes(song, "mix")[0]
-        checked_rate(song, len(codes_T), options)
+        seconds = len(codes_T) / checked_rate(song, len(codes_T), options)
         audio = single_track(codes_T, Kind.MIX, context.codec)
     instruction = INSTRUCTIONS[options.tracks] if options.instruction is None else options.instruction
     builder = DocumentBuilder(context)
     builder.text(f"{instruction}\n[Genre] {tag_text(song.genres, rng, options.tags)}")
     builder.audio(*audio)
-    return [builder.build(song.id)]
+    return [builder.build(song.id, seconds)]

@@ -18,10 +18,11 @@ from megatron_music.songs.song import Reject, Rejected, Segment, Song, rebase_re
 
 CODES_FIELDS = {"mix": "codec", "vocals": "vocals_codec", "accompaniment": "instrumental_codec"}
 AUDIO_FIELDS = {"mix": "audio", "vocals": "vocals_audio", "accompaniment": "instrumental_audio"}
-REJECT_FIELDS = ("id", "rule", "detail", "where")
+REJECT_FIELDS = ("id", "rule", "detail", "where", "value")
 LYRICS, SEGMENTS = "splitted_lyrics", "segmented_lyrics"
 KNOWN_FIELDS = {
-    "id", "audio_length_in_sec", "msa", "genres", "language", LYRICS, *CODES_FIELDS.values(), *AUDIO_FIELDS.values()
+    "id", "audio_length_in_sec", "msa", "genres", "language", "text", LYRICS,
+    *CODES_FIELDS.values(), *AUDIO_FIELDS.values(),
 }  # fmt: skip
 SEGMENT_FIELDS = {"codec_frame_start", "codec_frame_end", "line_content"}
 
@@ -57,7 +58,7 @@ def _songs(file: BinaryIO, path: Path) -> Iterator[Song | Reject]:
                 seen.add(id)
                 yield song
             except Rejected as rejected:
-                yield Reject(id, rejected.rule, rejected.detail, f"{path}: line {number}")
+                yield rejected.reject(id, f"{path}: line {number}")
 
 
 def write_manifest(path: str | Path, songs: Iterable[Song]) -> None:
@@ -71,7 +72,7 @@ def write_manifest(path: str | Path, songs: Iterable[Song]) -> None:
 
 
 def write_rejects(path: str | Path, rejects: Iterable[Reject]) -> None:
-    """Writes rejects as a Parquet table with the columns id, rule, detail and where, all text."""
+    """Writes rejects as a Parquet table with the columns id, rule, detail, where and value, all text."""
     rows = list(rejects)
     columns = {
         name: pa.array([_printable(getattr(row, name)) for row in rows], type=pa.string()) for name in REJECT_FIELDS
@@ -134,6 +135,7 @@ def _song(content: dict[str, Any], id: str, folder: Path) -> Song:
         segments=[_segment(segment, index) for index, segment in enumerate(segments)],
         structure=_structure(content),
         language=_optional_text(content, "language"),
+        text=_optional_text(content, "text") or "",
         folder=folder,
         extra=extra,
     )
@@ -245,6 +247,8 @@ def _content(song: Song, folder: Path) -> dict[str, Any]:
     content["genres"] = song.genres
     if song.language is not None:
         content["language"] = song.language
+    if song.text:
+        content["text"] = song.text
     extra = dict(song.extra)
     further_lyrics = extra.pop(LYRICS, {})
     segments = [

@@ -49,6 +49,7 @@ class Song:
         audio: by track, the path of an audio file; relative to ``folder``.
         duration_s: length of the audio in seconds, where the manifest knows it.
         genres: the tags as the manifest has them, in its order and with its separators.
+        text: what is said in a clip of speech, or a plain text; lyrics stand in ``segments``.
         structure: music structure, a list of mappings with ``start`` and ``end`` in seconds and ``label``.
         folder: the manifest's folder.
         extra: fields that this project does not read, written back as they were.
@@ -62,6 +63,7 @@ class Song:
     segments: list[Segment] = field(default_factory=list)
     structure: list[dict[str, Any]] = field(default_factory=list)
     language: str | None = None
+    text: str = ""
     folder: Path = field(default_factory=Path)
     extra: dict[str, Any] = field(default_factory=dict)
 
@@ -80,24 +82,33 @@ class Song:
 
 
 class Rejected(Exception):
-    """Raised while one song is used, by what finds that it can't be: the song is left out and the run goes on."""
+    """Raised while one song is used, by what finds that it can't be: the song is left out and the run goes on.
 
-    def __init__(self, rule: str, detail: str):
-        self.rule, self.detail = rule, " ".join(detail.split())
+    ``value`` is what the rule measured or found (``7`` lines, ``de``), where it is one number or word.
+    """
+
+    def __init__(self, rule: str, detail: str, value: object = ""):
+        self.rule, self.detail, self.value = rule, " ".join(detail.split()), str(value)
         super().__init__(f"{rule}: {self.detail}")
 
     def __reduce__(self) -> tuple:
-        return Rejected, (self.rule, self.detail)
+        return Rejected, (self.rule, self.detail, self.value)
+
+    def reject(self, id: str, where: object) -> "Reject":
+        """What is written down of the song ``id`` that stands at ``where``."""
+        return Reject(id, self.rule, self.detail, str(where), self.value)
 
 
 @dataclass(frozen=True)
 class Reject:
-    """A song that was left out: which (an empty id where it has none), by which rule, why, and where it stands."""
+    """A song that was left out: which (an empty id where it has none), by which rule, why, where it stands, and the
+    value that the rule found."""
 
     id: str
     rule: str
     detail: str
     where: str
+    value: str = ""
 
 
 def split_reference(reference: str) -> tuple[str, str | None]:

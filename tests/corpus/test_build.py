@@ -14,6 +14,7 @@ import pytest
 import yaml
 
 from megatron_music.corpus.build import build_corpus
+from megatron_music.corpus.contents import read_contents
 from megatron_music.corpus.indexed import IndexedSource
 from megatron_music.corpus.inspect import corpus_table, document_in_words, inspect_source
 from megatron_music.corpus.stream import PhaseData, SampleStream
@@ -132,6 +133,19 @@ def test_a_corpus_is_whole_and_self_contained(workspace):
         assert counted == about["tokens_by_kind"] and sum(counted.values()) == about["tokens"]
     stream = SampleStream(workspace / "corpus", [PhaseData(128, 40, {"cot": 2, "icl": 1})], seed=0)
     assert {stream.sample(index).source for index in range(40)} == {"cot", "icl"}
+
+
+def test_a_table_beside_the_tokens_tells_which_song_stands_in_which_document(workspace):
+    summary = build_corpus(write_spec(workspace), workspace / "out", processes=1)
+    songs = [f"song-{number:03d}" for number in range(20)]
+    for name, each in (("cot", 1), ("residual", 3)):
+        rows = read_contents(workspace / "out" / name).to_pylist()
+        assert [row["document"] for row in rows] == list(range(20 * each))
+        assert [row["id"] for row in rows] == [song for song in songs for _ in range(each)]
+        assert {(row["language"], row["genres"]) for row in rows} == {("", "folk, female, slow")}
+        # 20 s of a song in all its segments; three windows of 6 s in each of its tracks.
+        assert {row["seconds"] for row in rows} == {20.0 if name == "cot" else 18.0}
+        assert summary[name]["seconds"] == sum(row["seconds"] for row in rows)
 
 
 def test_any_number_of_processes_gives_the_same_bytes(workspace):
