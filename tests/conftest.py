@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+import yaml
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -20,3 +21,48 @@ def yue_data() -> Path:
     if not folder.is_dir():
         pytest.skip("the YuE example data is not beside this checkout")
     return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_vocabulary() -> dict:
+    """The content of the tiny models' vocabulary file."""
+    return yaml.safe_load((REPOSITORY / "tests" / "data" / "tiny_vocabulary.yaml").read_text())
+
+
+@pytest.fixture(scope="session")
+def text_tokenizer_file(tmp_path_factory) -> Path:
+    """A SentencePiece model of 300 pieces."""
+    from megatron_music.vocabulary.text import train_text_tokenizer
+
+    path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.model"
+    train_text_tokenizer(["[verse]\nla la la the sun is high\n\n", "[chorus]\nsing with me\n\n"], path, 300)
+    return path
+
+
+@pytest.fixture
+def make_model(tmp_path, text_tokenizer_file, tiny_vocabulary):
+    """Writes a model folder with random weights: ``make_model("stage1", positions=512, seed=0)``."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    def make(folder_name: str, positions: int = 512, seed: int = 0, **vocabulary) -> Path:
+        folder = tmp_path / folder_name
+        torch.manual_seed(seed)
+        config = LlamaConfig(
+            vocab_size=tiny_vocabulary["padded_size"],
+            hidden_size=32,
+            intermediate_size=48,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            max_position_embeddings=positions,
+            initializer_range=0.3,
+            bos_token_id=None,
+            eos_token_id=None,
+        )
+        LlamaForCausalLM(config).save_pretrained(folder)
+        (folder / "vocabulary.yaml").write_text(yaml.safe_dump(tiny_vocabulary | vocabulary))
+        (folder / "tokenizer.model").write_bytes(text_tokenizer_file.read_bytes())
+        return folder
+
+    return make

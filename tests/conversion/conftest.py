@@ -6,22 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import yaml
 
 from megatron_music.engine.processes import launch
 from megatron_music.recipe.recipe import Recipe
 from megatron_music.training.run_folder import CheckpointState, write_state
-from megatron_music.vocabulary.text import train_text_tokenizer
-
-VOCABULARY = {
-    "name": "tiny",
-    "text": {"size": 300},
-    "specials": {"first": 300, "tokens": ["<EOD>", "<SOA>", "<EOA>", "<stage_1>", "<stage_2>", "<embedded>"]},
-    "codecs": [{"name": "embedded", "marker": "<embedded>", "first": 306, "codebooks": 4, "codebook_size": 16}],
-    "size": 370,
-    "padded_size": 384,
-    "default_codec": "embedded",
-}
+from megatron_music.vocabulary.vocabulary import Vocabulary
 
 
 def write_trained(recipe: Recipe, checkpoint: Path, probe: Path) -> None:
@@ -32,7 +21,7 @@ def write_trained(recipe: Recipe, checkpoint: Path, probe: Path) -> None:
     from megatron_music.engine.engine import Engine
 
     processes.join(recipe.layout)
-    engine = Engine(recipe, VOCABULARY["padded_size"])
+    engine = Engine(recipe, Vocabulary.load(recipe.vocabulary).padded_size)
     with torch.no_grad():
         for chunk in engine.chunks:
             for parameter in chunk.parameters():
@@ -47,9 +36,10 @@ def write_trained(recipe: Recipe, checkpoint: Path, probe: Path) -> None:
 
 
 @pytest.fixture(scope="session")
-def trained_run(tmp_path_factory) -> Path:
+def trained_run(tmp_path_factory, repository, text_tokenizer_file) -> Path:
     """A folder with ``corpus/``, ``run/checkpoints/step_000007`` and ``probe.npz``."""
-    return write_run(tmp_path_factory.mktemp("trained"), {}, 1)
+    corpus = write_corpus(tmp_path_factory.mktemp("trained"), repository, text_tokenizer_file)
+    return write_run(corpus, {}, 1)
 
 
 @pytest.fixture(
@@ -57,20 +47,27 @@ def trained_run(tmp_path_factory) -> Path:
     params=[{"tensor": 2, "sequence": True}, {"pipeline": 2}, {"pipeline": 2, "interleave": 2}],
     ids=["tensor", "pipeline", "interleaved"],
 )
-def parallel_run(request, tmp_path_factory) -> Path:
+def parallel_run(request, tmp_path_factory, repository, text_tokenizer_file) -> Path:
     """The same from two processes."""
-    return write_run(tmp_path_factory.mktemp("parallel"), request.param, 2)
+    corpus = write_corpus(tmp_path_factory.mktemp("parallel"), repository, text_tokenizer_file)
+    return write_run(corpus, request.param, 2)
+
+
+def write_corpus(folder: Path, repository: Path, text_tokenizer_file: Path) -> Path:
+    """Fills ``folder`` with what a corpus holds beside its tokens; returns ``folder``."""
+    corpus = folder / "corpus"
+    (corpus / "codec").mkdir(parents=True)
+    (corpus / "codec" / "codebooks.bin").write_bytes(b"codebooks")
+    shutil.copy(repository / "tests" / "data" / "tiny_vocabulary.yaml", corpus / "vocabulary.yaml")
+    shutil.copy(text_tokenizer_file, corpus / "tokenizer.model")
+    (corpus / "cot.json").write_text(json.dumps({"task": "lyrics_to_song", "options": {"tags": "as_written"}}))
+    return folder
 
 
 def write_run(folder: Path, layout: dict, processes: int) -> Path:
-    """Fills ``folder`` with a corpus and a run of the given layout."""
-    corpus, checkpoint = folder / "corpus", folder / "run" / "checkpoints" / "step_000007"
-    (corpus / "codec").mkdir(parents=True)
+    """Adds to ``folder`` a run of the given layout and the logits of a probe."""
+    checkpoint = folder / "run" / "checkpoints" / "step_000007"
     checkpoint.mkdir(parents=True)
-    (corpus / "codec" / "codebooks.bin").write_bytes(b"codebooks")
-    (corpus / "vocabulary.yaml").write_text(yaml.safe_dump(VOCABULARY))
-    (corpus / "cot.json").write_text(json.dumps({"task": "lyrics_to_song", "options": {"tags": "as_written"}}))
-    train_text_tokenizer(["[verse]\nla la la the sun is high\n\n"], corpus / "tokenizer.model", 300)
     network = {
         "hidden_size": 32, "layers": 4, "attention_heads": 4, "key_value_heads": 2, "ffn_hidden_size": 48,
         "position_limit": 64, "rope_base": 5000.0, "norm_epsilon": 1e-4,
