@@ -70,15 +70,17 @@ def header_text(song: Song, lyrics: list[Segment], rng: np.random.Generator, opt
 
 
 def tag_text(genres: str, rng: np.random.Generator, form: Literal["as_written", "shuffled"]) -> str:
-    """The tags as they are, or in random order and separated by spaces.
-
-    Tags are told apart at commas where there are any, and at spaces otherwise.
-    """
+    """The tags as they are, or in random order and separated by spaces."""
     if form == "as_written":
         return genres
-    separator = _COMMAS if _COMMAS.search(genres) else _SPACES
-    tags = [tag.strip() for tag in separator.split(genres) if tag.strip()]
+    tags = split_tags(genres)
     return " ".join(tags[index] for index in rng.permutation(len(tags)))
+
+
+def split_tags(genres: str) -> list[str]:
+    """The single tags in a manifest's ``genres``: told apart at commas where there are any, and at spaces otherwise."""
+    separator = _COMMAS if _COMMAS.search(genres) else _SPACES
+    return [tag.strip() for tag in separator.split(genres) if tag.strip()]
 
 
 def usable_lyrics(song: Song, options: LyricsOptions) -> list[Segment]:
