@@ -6,9 +6,13 @@ several clips has several rows.
 """
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -79,8 +83,42 @@ class ContentsWriter:
 def read_contents(prefix: str | os.PathLike, columns: list[str] | None = None) -> pa.Table:
     """The table of a source, or some of its columns; raises InputError where it is missing or not such a table."""
     path = Path(prefix_file(prefix, SUFFIX))
-    try:
+    with _reading(path):
         return pq.read_table(path, columns=columns or SCHEMA.names).select(columns or SCHEMA.names)
+
+
+def read_songs_of_document(prefix: str | os.PathLike, document: int) -> list[dict[str, Any]]:
+    """The rows of one document, found without reading the others'; none where an older build left no table."""
+    path = Path(prefix_file(prefix, SUFFIX))
+    if not path.is_file():
+        return []
+    with _reading(path):
+        # A row group knows its first and last document: only those that can hold the document are read.
+        return pq.read_table(path, columns=SCHEMA.names, filters=[("document", "=", document)]).to_pylist()
+
+
+def contents_in_batches(prefix: str | os.PathLike) -> Iterator[pa.Table]:
+    """The table of a source in pieces of about a row group, none of which divides a document."""
+    path = Path(prefix_file(prefix, SUFFIX))
+    with _reading(path):
+        file = pq.ParquetFile(path)
+        left = SCHEMA.empty_table()
+        for number in range(file.num_row_groups):
+            rows = pa.concat_tables([left, file.read_row_group(number, columns=SCHEMA.names).cast(SCHEMA)])
+            documents = rows["document"].to_numpy()
+            # What the last document has in this group waits for what it has in the next.
+            whole = int(np.searchsorted(documents, documents[-1])) if len(documents) else 0
+            if whole:
+                yield rows.slice(0, whole)
+            left = rows.slice(whole)
+        if len(left):
+            yield left
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    try:
+        yield
     except FileNotFoundError:
         raise InputError(path, "no such file", "build the source again") from None
     except (pa.ArrowException, OSError, KeyError) as error:

@@ -2,11 +2,13 @@
 
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from megatron_music.corpus.build import REJECTS, TOKENIZER, VOCABULARY
+from megatron_music.corpus.contents import read_songs_of_document
 from megatron_music.corpus.indexed import IndexedSource
 from megatron_music.errors import InputError
 from megatron_music.songs.manifest import read_rejects
@@ -18,19 +20,47 @@ _AUDIO = -1
 """Stands for all audio kinds where a document is cut into runs of one kind."""
 
 
+@dataclass(frozen=True)
+class Part:
+    """Tokens ``start`` to ``stop`` (exclusive) of a document in words.
+
+    ``form`` is ``text``, ``special``, ``audio``, or ``problem`` for what is wrong with the tokens before it.
+    """
+
+    form: str
+    words: str
+    start: int
+    stop: int
+
+
 def inspect_source(prefix: str | Path, document: int = 0) -> str:
-    """A heading and one document of a source in words; raises InputError where there is no such source or document."""
+    """A heading, the songs of one document and the document in words.
+
+    Raises InputError where there is no such source or document.
+    """
     prefix = Path(prefix)
     source = IndexedSource(prefix)
     if not 0 <= document < len(source):
         raise InputError(prefix, f"has no document {document}", f"name 0 to {len(source) - 1}")
     vocabulary = Vocabulary.load(prefix.parent / VOCABULARY)
     tokenizer = TextTokenizer(prefix.parent / TOKENIZER, vocabulary)
-    frames_per_second = source.sidecar.get("options", {}).get("frames_per_second", 50.0)
     ids, kinds = source.document(document)
-    counts = ", ".join(f"{count} {name}" for name, count in _by_group(Counter(kinds.tolist())).items() if count)
-    heading = f"{prefix.name}, document {document} of {len(source)}: {len(ids)} tokens ({counts})"
-    return f"{heading}\n\n{document_in_words(ids, kinds, vocabulary, tokenizer, frames_per_second)}"
+    counts = ", ".join(f"{count:,} {name}" for name, count in _by_group(Counter(kinds.tolist())).items() if count)
+    heading = [f"{prefix.name}, document {document} of {len(source)}: {len(ids):,} tokens ({counts})"]
+    heading += [song_in_words(song) for song in read_songs_of_document(prefix, document)]
+    words = document_in_words(ids, kinds, vocabulary, tokenizer, frames_per_second(source))
+    return "\n".join(heading) + f"\n\n{words}"
+
+
+def song_in_words(song: dict) -> str:
+    """A row of a source's table of songs in one line."""
+    about = [song["language"], song["genres"], f"{song['seconds']:.1f} s" if song["seconds"] else ""]
+    return f"{song['id']} ({'; '.join(filter(None, about))})" if any(about) else song["id"]
+
+
+def frames_per_second(source: IndexedSource) -> float:
+    """Frames of codes a second of a source's documents."""
+    return source.sidecar.get("options", {}).get("frames_per_second", 50.0)
 
 
 def document_in_words(
@@ -41,36 +71,50 @@ def document_in_words(
     frames_per_second: float = 50.0,
 ) -> str:
     """Text as text, special tokens by name, audio as ``[vocal+accompaniment 12.4 s]``, and problems as ``[! ...]``."""
-    parts = []
-    for kind, start, stop in _runs(np.asarray(kinds)):
-        run_ids, run_kinds = np.asarray(ids[start:stop]), np.asarray(kinds[start:stop])
+    return "".join(part.words for part in document_parts(ids, kinds, vocabulary, tokenizer, frames_per_second))
+
+
+def document_parts(
+    ids: np.ndarray,
+    kinds: np.ndarray,
+    vocabulary: Vocabulary,
+    tokenizer: TextTokenizer,
+    frames_per_second: float = 50.0,
+) -> Iterator[Part]:
+    """The parts whose words ``document_in_words`` puts together; each part but a problem is a run of one kind."""
+    ids, kinds = np.asarray(ids), np.asarray(kinds)
+    for kind, start, stop in _runs(kinds):
+        run_ids, run_kinds = ids[start:stop], kinds[start:stop]
         if kind == _AUDIO:
-            parts.append(_audio_in_words(run_ids, run_kinds, vocabulary, frames_per_second))
+            form, words = "audio", _audio_in_words(run_kinds, frames_per_second)
+            problems = _audio_problems(run_ids, run_kinds, vocabulary)
         elif kind == Kind.TEXT:
-            parts.append(tokenizer.decode(run_ids.tolist()) + _foreign(run_ids >= vocabulary.text_size, "text"))
+            form, words = "text", tokenizer.decode(run_ids.tolist())
+            problems = _foreign(run_ids >= vocabulary.text_size, "text")
         else:
             special = np.isin(run_ids, list(vocabulary.specials.values()))
-            words = [vocabulary.describe(id) for id in run_ids[special].tolist()]
-            parts.append("".join(words).replace("<EOA>", "<EOA>\n") + _foreign(~special, "special token"))
+            names = "".join(vocabulary.describe(id) for id in run_ids[special].tolist())
+            form, words = "special", names.replace("<EOA>", "<EOA>\n")
+            problems = _foreign(~special, "special token")
+        yield Part(form, words, start, stop)
+        if problems:
+            yield Part("problem", problems, start, stop)
     if not len(ids) or ids[-1] != vocabulary.special("<EOD>"):
-        parts.append("[! no <EOD> at the end]")
-    opened, closed = (int(np.sum(np.asarray(ids) == vocabulary.special(name))) for name in ("<SOA>", "<EOA>"))
+        yield Part("problem", "[! no <EOD> at the end]", len(ids), len(ids))
+    opened, closed = (int(np.sum(ids == vocabulary.special(name))) for name in ("<SOA>", "<EOA>"))
     if opened != closed:
-        parts.append(f"[! {opened} <SOA> but {closed} <EOA>]")
-    return "".join(parts)
+        yield Part("problem", f"[! {opened} <SOA> but {closed} <EOA>]", len(ids), len(ids))
 
 
 def corpus_table(corpus: str | Path) -> str:
     """All sources of a corpus, with songs, documents and tokens by group of kinds; below it the rejects by rule."""
     corpus = Path(corpus)
-    sidecars = {path.stem: IndexedSource(corpus / path.stem).sidecar for path in _sidecars(corpus)}
-    if not sidecars:
-        raise InputError(corpus, "holds no source", "name a folder that `build` has written")
-    groups = [name for name in LOSS_GROUPS if any(_tokens(about)[name] for about in sidecars.values())]
+    sidecars = {name: source.sidecar for name, source in sources_of_corpus(corpus).items()}
+    groups = [name for name in LOSS_GROUPS if any(tokens_by_group(about)[name] for about in sidecars.values())]
     rows = [["source", "task", "split", "songs", "rejected", "documents", "tokens", *groups]]
     for name, about in sidecars.items():
         counted = [about.get(key, 0) for key in ("songs_used", "songs_rejected", "documents", "tokens")]
-        tokens = [_tokens(about)[group] for group in groups]
+        tokens = [tokens_by_group(about)[group] for group in groups]
         rows.append([name, about.get("task", ""), about.get("split", ""), *(f"{n:,}" for n in [*counted, *tokens])])
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = ["  ".join(_aligned(cell, width, at) for at, (cell, width) in enumerate(zip(row, widths, strict=True)))
@@ -80,17 +124,22 @@ def corpus_table(corpus: str | Path) -> str:
     return "\n".join(line.rstrip() for line in lines)
 
 
-def _sidecars(corpus: Path) -> list[Path]:
-    return sorted(path for path in corpus.glob("*.json") if path.with_name(f"{path.stem}.bin").is_file())
+def sources_of_corpus(corpus: str | Path) -> dict[str, IndexedSource]:
+    """The finished sources of a corpus by name; raises InputError where there is none."""
+    names = sorted(path.stem for path in Path(corpus).glob("*.json") if path.with_name(f"{path.stem}.bin").is_file())
+    if not names:
+        raise InputError(corpus, "holds no source", "name a folder that `build` has written")
+    return {name: IndexedSource(Path(corpus) / name) for name in names}
+
+
+def tokens_by_group(about: dict) -> dict[str, int]:
+    """Tokens of each of ``LOSS_GROUPS`` that a source's sidecar counts."""
+    by_kind = about.get("tokens_by_kind", {})
+    return _by_group(Counter({Kind[name.upper()]: count for name, count in by_kind.items()}))
 
 
 def _aligned(cell: str, width: int, column: int) -> str:
     return cell.ljust(width) if column < 3 else cell.rjust(width)
-
-
-def _tokens(about: dict) -> dict[str, int]:
-    by_kind = about.get("tokens_by_kind", {})
-    return _by_group(Counter({Kind[name.upper()]: count for name, count in by_kind.items()}))
 
 
 def _by_group(tokens: Counter) -> dict[str, int]:
@@ -106,14 +155,19 @@ def _runs(kinds: np.ndarray) -> Iterator[tuple[int, int, int]]:
             yield int(merged[start]), start, stop
 
 
-def _audio_in_words(ids: np.ndarray, kinds: np.ndarray, vocabulary: Vocabulary, frames_per_second: float) -> str:
-    counts = {kind: int(np.sum(kinds == kind)) for kind in AUDIO_KINDS if np.any(kinds == kind)}
+def _audio_in_words(kinds: np.ndarray, frames_per_second: float) -> str:
+    counts = _audio_counts(kinds)
     names = "+".join(kind.name.lower() for kind in counts if kind not in CODEBOOK_KINDS)
     residuals = [CODEBOOK_KINDS.index(kind) + 1 for kind in counts if kind in CODEBOOK_KINDS]
     if residuals:
         span = f"codebooks {residuals[0]}-{residuals[-1]}" if len(residuals) > 1 else f"codebook {residuals[0]}"
         names = f"{names}, {span}" if names else span
-    words = f"[{names} {max(counts.values()) / frames_per_second:.1f} s]"
+    return f"[{names} {max(counts.values()) / frames_per_second:.1f} s]"
+
+
+def _audio_problems(ids: np.ndarray, kinds: np.ndarray, vocabulary: Vocabulary) -> str:
+    counts = _audio_counts(kinds)
+    words = ""
     if len(set(counts.values())) > 1:
         unequal = ", ".join(f"{count} {kind.name.lower()}" for kind, count in counts.items())
         words += f"[! unequal lengths: {unequal}]"
@@ -126,6 +180,10 @@ def _audio_in_words(ids: np.ndarray, kinds: np.ndarray, vocabulary: Vocabulary, 
                 valid |= np.isin(of_kind, codec.codebook_ids(codebook))
         words += _foreign(~valid, f"{kind.name.lower()} code of codebook {codebook}")
     return words
+
+
+def _audio_counts(kinds: np.ndarray) -> dict[Kind, int]:
+    return {kind: int(np.sum(kinds == kind)) for kind in AUDIO_KINDS if np.any(kinds == kind)}
 
 
 def _foreign(wrong: np.ndarray, noun: str) -> str:
