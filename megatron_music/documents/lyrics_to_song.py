@@ -6,7 +6,6 @@ released preprocessor writes. Each of these texts is encoded on its own. A song 
 where the released preprocessor writes a document of the header alone.
 """
 
-import re
 from dataclasses import replace
 from typing import Literal
 
@@ -14,36 +13,36 @@ import numpy as np
 from pydantic import Field
 
 from megatron_music.documents.document import Document, DocumentBuilder, DocumentContext, dual_track
+from megatron_music.documents.tags import TagOptions, tag_text
 from megatron_music.documents.tracks import Pair, TrackOptions, load_pair
 from megatron_music.songs.filters import count_lines, without_irrelevant_text
 from megatron_music.songs.song import Rejected, Segment, Song
 
 INSTRUCTION = "Generate music from the given lyrics segment by segment."
-_COMMAS, _SPACES = re.compile("[,;，；、]"), re.compile(r"\s+")
 
 
-class LyricsOptions(TrackOptions):
+class LyricsOptions(TrackOptions, TagOptions):
     """Options of lyrics-to-song documents.
 
     Attributes:
-        tags: as the manifest has them, or shuffled and separated by spaces.
         header: False gives the released preprocessor's other form: no header and no segment marks, each segment's text
             after an instruction of its own.
         instruction_dropout: share of segments whose instruction is left out, in the form without the header.
         min_segment_s: shorter segments get no audio span; their text stays in the header.
-        overhang: what becomes of a segment that ends in the frames that trimming took away, at most
-            ``max_length_difference_frames`` of them: dropped like a short one, as released, or clipped. A song with a
-            segment that ends further out is rejected.
+        overhang: what becomes of a segment that ends behind the codes (of the shorter track): dropped like a short one,
+            as released, or clipped.
+        max_overhang_frames: a song with a segment that ends further than this behind the codes of the longer track is
+            rejected; null, as released, rejects none.
         min_lyric_lines: songs with fewer sung lines are rejected (10 in YuE's pretraining).
         remove_irrelevant_text: take out credits, links and the like.
     """
 
     instruction: str = INSTRUCTION
-    tags: Literal["as_written", "shuffled"] = "as_written"
     header: bool = True
     instruction_dropout: float = Field(0.0, ge=0, le=1)
     min_segment_s: float = Field(1.0, ge=0)
     overhang: Literal["drop", "clip"] = "drop"
+    max_overhang_frames: int | None = Field(None, ge=0)
     min_lyric_lines: int = Field(0, ge=0)
     remove_irrelevant_text: bool = False
 
@@ -64,23 +63,8 @@ def documents(song: Song, context: DocumentContext, rng: np.random.Generator, op
 
 def header_text(song: Song, lyrics: list[Segment], rng: np.random.Generator, options: LyricsOptions) -> str:
     """Instruction, tags and the whole lyrics."""
-    tags = tag_text(song.genres, rng, options.tags)
     whole = "\n".join(segment.text for segment in lyrics)
-    return f"{options.instruction}\n[Genre] {tags}\n{whole}"
-
-
-def tag_text(genres: str, rng: np.random.Generator, form: Literal["as_written", "shuffled"]) -> str:
-    """The tags as they are, or in random order and separated by spaces."""
-    if form == "as_written":
-        return genres
-    tags = split_tags(genres)
-    return " ".join(tags[index] for index in rng.permutation(len(tags)))
-
-
-def split_tags(genres: str) -> list[str]:
-    """The single tags in a manifest's ``genres``: told apart at commas where there are any, and at spaces otherwise."""
-    separator = _COMMAS if _COMMAS.search(genres) else _SPACES
-    return [tag.strip() for tag in separator.split(genres) if tag.strip()]
+    return f"{options.instruction}\n[Genre] {tag_text(song, rng, options)}\n{whole}"
 
 
 def usable_lyrics(song: Song, options: LyricsOptions) -> list[Segment]:
@@ -91,19 +75,21 @@ def usable_lyrics(song: Song, options: LyricsOptions) -> list[Segment]:
     if options.remove_irrelevant_text:
         segments = [replace(segment, text=without_irrelevant_text(segment.text)) for segment in segments]
     if options.min_lyric_lines and (lines := count_lines(segments)) < options.min_lyric_lines:
-        raise Rejected("few_lyrics", f"the song has {lines} lines of lyrics, fewer than {options.min_lyric_lines}")
+        detail = f"the song has {lines} lines of lyrics, fewer than {options.min_lyric_lines}"
+        raise Rejected("few_lyrics", detail, lines)
     return segments
 
 
 def usable_segments(lyrics: list[Segment], pair: Pair, options: LyricsOptions) -> list[Segment]:
-    """The segments that get an audio span; raises Rejected for none, or for one outside the codes."""
-    outermost = pair.longest_frames + options.max_length_difference_frames
+    """The segments that get an audio span; raises Rejected for none, or for one too far outside the codes."""
     kept = []
     for index, segment in enumerate(lyrics):
-        if segment.end_frame > outermost:
+        overhang = segment.end_frame - pair.longest_frames
+        if options.max_overhang_frames is not None and overhang > options.max_overhang_frames:
             raise Rejected(
                 "segment_frames",
                 f"segment {index} ends at frame {segment.end_frame}, the tracks have {pair.longest_frames}",
+                segment.end_frame,
             )
         end = min(segment.end_frame, pair.frames)
         if end < segment.end_frame and options.overhang == "drop":

@@ -83,7 +83,7 @@ def _reference(
     first = lyrics[0].start_frame
     frames = min(lyrics[-1].end_frame, len(ids) // step) - first
     if frames < 2:
-        raise Rejected("reference_range", f"the lyrics cover frames {first} to {lyrics[-1].end_frame}")
+        raise Rejected("reference_range", f"the lyrics cover frames {first} to {lyrics[-1].end_frame}", frames)
     ids, kinds = ids[first * step : (first + frames) * step], kinds[first * step : (first + frames) * step]
     length = reference_frames(rng.random(), pair.frames_per_second, frames, options)
     start = _first_start(song, first, frames, length, pair.frames_per_second, rng)

@@ -24,6 +24,7 @@ class ResidualOptions(TrackOptions):
 
     Attributes:
         tracks: the tracks of each song, one document each.
+        speech: the manifest's clips are speech; their codebook-0 codes are then counted as such, whatever the track.
         codebooks: codebooks of the second part, codebook 0 included; by default the codec's, at most 8.
         repeat_codebook_0: whether the second part holds codebook 0 as well.
         window_s: length of a window; the partial one at a track's end is dropped.
@@ -31,6 +32,7 @@ class ResidualOptions(TrackOptions):
     """
 
     tracks: Annotated[list[Track], Field(min_length=1)] = ["mix", "vocals", "accompaniment"]
+    speech: bool = False
     codebooks: int | None = Field(None, ge=2, le=MOST_CODEBOOKS)
     repeat_codebook_0: bool = True
     window_s: float = Field(6.0, gt=0)
@@ -47,12 +49,14 @@ def documents(
     for track in options.tracks:
         codes_KT = context.codes(song, track)
         if codes_KT.shape[0] < codebooks:
-            raise Rejected("codes_shape", f"{track} has {codes_KT.shape[0]} codebooks, fewer than {codebooks}")
+            detail = f"{track} has {codes_KT.shape[0]} codebooks, fewer than {codebooks}"
+            raise Rejected("codes_shape", detail, codes_KT.shape[0])
         checked_rate(song, codes_KT.shape[1], options)
         windows_NKT = split_windows(codes_KT[:codebooks], options)
         if len(windows_NKT):
             builder = DocumentBuilder(context)
-            builder.extend(*_window_ids(windows_NKT, TRACK_KINDS[track], context, options))
+            kind = Kind.SPEECH if options.speech else TRACK_KINDS[track]
+            builder.extend(*_window_ids(windows_NKT, kind, context, options))
             made.append(builder.build(song.id, len(windows_NKT) * options.window_s))
     if not made:
         raise Rejected(

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from megatron_music.documents import lyrics_to_song, reference, residual, unconditional
+from megatron_music.documents import lyrics_to_song, reference, residual, speech, text, unconditional
 from megatron_music.documents.document import Document, DocumentContext
 from megatron_music.errors import InputError
 from megatron_music.recipe.fields import Strict
@@ -34,7 +34,9 @@ TASKS: dict[str, Task] = {
     "lyrics_to_song": Task(lyrics_to_song.LyricsOptions, lyrics_to_song.documents),
     "reference": Task(reference.ReferenceOptions, reference.documents),
     "unconditional": Task(unconditional.UnconditionalOptions, unconditional.documents),
+    "speech": Task(speech.SpeechOptions, speech.documents, speech.pack),
     "residual": Task(residual.ResidualOptions, residual.documents),
+    "text": Task(text.TextOptions, text.documents),
 }
 
 

@@ -3,20 +3,28 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from megatron_music.documents import lyrics_to_song, unconditional
+from megatron_music.documents import lyrics_to_song, speech, unconditional
 from megatron_music.songs.manifest import read_manifest
 from megatron_music.songs.song import Reject, Song
 
 
 def texts_of_manifest(manifest: str | Path) -> Iterator[str]:
-    """Instructions, tags, lyrics and marks of every song, as often as its documents hold them; rejects are left out."""
+    """Instructions, tags, lyrics, marks and plain texts of every line that documents may hold; rejects are left out."""
     for song in read_manifest(manifest):
         if not isinstance(song, Reject):
             yield from texts_of_song(song)
 
 
 def texts_of_song(song: Song) -> Iterator[str]:
-    """The texts of one song in a lyrics-to-song, an in-context-learning and the unconditional documents."""
+    """The texts of one line of a manifest in the documents of all tasks that it can serve.
+
+    A line with a ``text`` is a clip of speech where it names codes or audio, and a plain text where it names none; a
+    line without one, or with segments as well, is a song.
+    """
+    if song.text:
+        yield f"{speech.INSTRUCTION}{song.text}" if song.codes or song.audio else song.text
+        if not song.segments:
+            return
     texts = [segment.text for segment in song.segments]
     yield "\n".join([lyrics_to_song.INSTRUCTION, f"[Genre] {song.genres}", *texts])
     for text in texts:

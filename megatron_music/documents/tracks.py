@@ -65,6 +65,7 @@ def common_length(first: int, second: int, names: str, options: TrackOptions) ->
         raise Rejected(
             "length_difference",
             f"{names} have {first} and {second} frames, more than {options.max_length_difference_frames} apart",
+            abs(first - second),
         )
     return min(first, second)
 
@@ -84,5 +85,6 @@ def checked_rate(song: Song, frames: int, options: TrackOptions) -> float:
         raise Rejected(
             "code_rate",
             f"{frames} frames in {song.duration_s:g} s are {rate:.2f} a second, not {lowest:g} to {highest:g}",
+            f"{rate:.2f}",
         )
     return rate

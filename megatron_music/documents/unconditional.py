@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 
 from megatron_music.documents.document import Document, DocumentBuilder, DocumentContext, dual_track, single_track
-from megatron_music.documents.lyrics_to_song import tag_text
+from megatron_music.documents.tags import TagOptions, tag_text
 from megatron_music.documents.tracks import TrackOptions, checked_rate, load_pair
 from megatron_music.songs.song import Song
 from megatron_music.vocabulary.kinds import Kind
@@ -19,7 +19,7 @@ INSTRUCTIONS = {
 }
 
 
-class UnconditionalOptions(TrackOptions):
+class UnconditionalOptions(TrackOptions, TagOptions):
     """Options of documents without lyrics.
 
     Attributes:
@@ -47,6 +47,6 @@ def documents(
         audio = single_track(codes_T, Kind.MIX, context.codec)
     instruction = INSTRUCTIONS[options.tracks] if options.instruction is None else options.instruction
     builder = DocumentBuilder(context)
-    builder.text(f"{instruction}\n[Genre] {tag_text(song.genres, rng, options.tags)}")
+    builder.text(f"{instruction}\n[Genre] {tag_text(song, rng, options)}")
     builder.audio(*audio)
     return [builder.build(song.id, seconds)]

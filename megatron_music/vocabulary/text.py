@@ -1,8 +1,9 @@
 """Text to ids and back: SentencePiece without a beginning-of-sequence id, special tokens cut out of the text first.
 
 The cutting is that of the released YuE tokenizer: each stretch of text between two special tokens is encoded on its
-own, and ``<s>`` and ``</s>`` written in a text become the model's own control ids. Newlines stay in the text: YuE's
-model spells one as a byte, a model trained here has a piece for it.
+own, and ``<s>`` and ``</s>`` written in a text become the model's own control ids. (It also cuts out ``<CLS>``,
+``<SEP>``, ``<MASK>`` and ``<PAD>``, to which it gives ids behind the vocabulary's end; here they are plain text.)
+Newlines stay in the text: YuE's model spells one as a byte, a model trained here has a piece for it.
 """
 
 import io

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from megatron_music.documents.document import DocumentContext
-from megatron_music.documents.lyrics_to_song import INSTRUCTION, LyricsOptions, documents, tag_text
+from megatron_music.documents.lyrics_to_song import INSTRUCTION, LyricsOptions, documents
 from megatron_music.songs.manifest import read_manifest
 from megatron_music.songs.song import Rejected, Segment
 from megatron_music.vocabulary.grammar import AudioGrammar
@@ -90,16 +90,6 @@ def test_instructions_are_dropped_at_their_rate(songs, context):
     assert not np.isin(_make(song, context, header=False, instruction_dropout=1.0)[0].ids, marks[:1]).any()
 
 
-def test_shuffled_tags_are_separated_by_spaces():
-    rng = np.random.default_rng(0)
-    assert tag_text("folk, female,gentle", rng, "as_written") == "folk, female,gentle"
-    orders = {tag_text("folk, airy vocal,gentle", rng, "shuffled") for _ in range(100)}
-    assert len(orders) == 6
-    assert "folk airy vocal gentle" in orders
-    assert sorted(tag_text("a b  c", rng, "shuffled").split(" ")) == ["a", "b", "c"]
-    assert tag_text("", rng, "shuffled") == ""
-
-
 def test_the_same_seed_gives_the_same_document(songs, context):
     song = songs.song()
     first, second, other = (_make(song, context, seed=seed, tags="shuffled")[0].ids.tolist() for seed in (1, 1, 3))
@@ -133,6 +123,18 @@ def test_a_segment_that_ends_in_what_was_trimmed(songs, context):
     assert clipped.ids.tolist() == _expected(song, context, [(first.text, (0, 1000)), (second.text, (1000, 3000))])
 
 
+def test_a_segment_far_behind_the_codes(songs, context):
+    song = songs.song()
+    first, second = song.segments
+    second.end_frame = 10**30
+    (dropped,) = _make(song, context)
+    assert dropped.ids.tolist() == _expected(song, context, [(first.text, (0, 1000))])
+    second.end_frame = 3011
+    assert _make(song, context, max_overhang_frames=11)
+    with pytest.raises(Rejected, match="segment_frames: segment 1 ends at frame 3011, the tracks have 3000"):
+        _make(song, context, max_overhang_frames=10)
+
+
 def test_short_segments_keep_their_text_in_the_header(songs, context):
     song = songs.song()
     song.segments = [Segment("[intro]\n\n", 0, 49), Segment("[verse]\nla\n\n", 49, 99), Segment("[outro]\n\n", 99, 99)]
@@ -152,8 +154,8 @@ def test_lyrics_may_be_empty(songs, context):
     [
         ({"segments": []}, {}, "no_segments"),
         ({"segments": [Segment("la", 0, 20)]}, {}, "no_segments"),
-        ({"segments": [Segment("la", 0, 3011)]}, {}, "segment_frames"),
-        ({"segments": [Segment("la", 0, 10**30)]}, {}, "segment_frames"),
+        ({"segments": [Segment("la", 0, 3011)]}, {}, "no_segments"),
+        ({"segments": [Segment("la", 0, 3011)]}, {"max_overhang_frames": 10}, "segment_frames"),
         ({"duration_s": 3000 / 51.1}, {}, "code_rate"),
         ({"duration_s": 3000 / 48.9}, {}, "code_rate"),
         ({"duration_s": None}, {}, "code_rate"),

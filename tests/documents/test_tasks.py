@@ -9,7 +9,7 @@ from megatron_music.errors import InputError
 
 
 def test_tasks_by_name(songs, context):
-    song = songs.song()
+    song = songs.song(text="Row your boat")
     for name, task in TASKS.items():
         assert find_task(name, "spec.yaml") is task
         made = task.documents(song, context, np.random.default_rng(0), task_options(task, {}, "spec.yaml"))
@@ -34,11 +34,16 @@ def test_wrong_names_and_options_are_told():
 def test_texts_for_a_tokenizer(tmp_path):
     segment = {"codec_frame_start": 0, "codec_frame_end": 50, "line_content": "[verse]\nla\n\n"}
     song = {"id": "1", "genres": "folk", "splitted_lyrics": {"segmented_lyrics": [segment]}}
-    (tmp_path / "manifest.jsonl").write_text(json.dumps(song) + "\nnot a song\n")
+    clip = {"id": "2", "codec": "2.npy", "text": "Good morning."}
+    text = {"id": "3", "text": "A sonata has\nthree movements."}
+    lines = [json.dumps(song), "not a song", json.dumps(clip), json.dumps(text)]
+    (tmp_path / "manifest.jsonl").write_text("\n".join(lines))
     assert list(texts_of_manifest(tmp_path / "manifest.jsonl")) == [
         "Generate music from the given lyrics segment by segment.\n[Genre] folk\n[verse]\nla\n\n",
         "[start_of_segment][verse]\nla\n\n[end_of_segment]",
         "[start_of_reference][end_of_reference]",
         "Generate music based on the given tags\n[Genre] folk",
         "Generate music in dual-track format based on the given tags\n[Genre] folk",
+        "Generate speech: Good morning.",
+        "A sonata has\nthree movements.",
     ]
