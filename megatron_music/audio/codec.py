@@ -1,5 +1,6 @@
 """What every codec offers, and loading one by its name."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -30,6 +31,10 @@ class Codec(Protocol):
 
     def encode(self, samples: np.ndarray) -> np.ndarray:
         """float32 (S,), full scale = 1 -> codes_KT int16 (codebooks, about S / sample_rate * frames_per_second)."""
+        ...
+
+    def encode_batch(self, batch: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """What ``encode`` gives of each, but with fewer calls of a network where several are of one length."""
         ...
 
     def decode(self, codes_KT: np.ndarray) -> np.ndarray:

@@ -2,7 +2,7 @@
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -45,19 +45,38 @@ class NetworkCodec(ABC):
 
     def encode(self, samples: np.ndarray) -> np.ndarray:
         """float32 (S,) -> int16 (codebooks, about S / hop)."""
-        samples = np.asarray(samples, np.float32)
-        if len(samples) == 0:
-            return np.zeros((self.codebooks, 0), np.int16)
-        frames, pieces = -(-len(samples) // self.hop_samples), []
+        return self.encode_batch([samples])[0]
+
+    def encode_batch(self, batch: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """float32 (S,) each -> what ``encode`` gives of each; those of one length go through the network together.
+
+        Nothing is padded to the length of another: the networks norm and attend over all of their input, so that their
+        codes would change. A device that multiplies batches of several sizes in several orders may still round the
+        last bit another way, and then give another code where two are as near.
+        """
+        by_length: dict[int, list[int]] = {}
+        for index, samples in enumerate(batch):
+            by_length.setdefault(len(samples), []).append(index)
+        codes: list[np.ndarray] = [np.zeros((self.codebooks, 0), np.int16)] * len(batch)
+        for length, indices in by_length.items():
+            if length:
+                samples_BS = np.stack([np.asarray(batch[index], np.float32) for index in indices])
+                for index, codes_KT in zip(indices, self._encode_equal(samples_BS), strict=True):
+                    codes[index] = codes_KT
+        return codes
+
+    def _encode_equal(self, samples_BS: np.ndarray) -> np.ndarray:
+        """float32 (B, S) -> int16 (B, codebooks, about S / hop)."""
+        frames, pieces = -(-samples_BS.shape[1] // self.hop_samples), []
         for start, end, context_start, context_end in self._pieces(frames):
-            piece = samples[context_start * self.hop_samples : context_end * self.hop_samples]
+            piece_BS = samples_BS[:, context_start * self.hop_samples : context_end * self.hop_samples]
             # Less than a hop is less than the networks' first layers need.
-            piece = np.pad(piece, (0, max(0, self.hop_samples - len(piece))))
+            piece_BS = np.pad(piece_BS, ((0, 0), (0, max(0, self.hop_samples - piece_BS.shape[1]))))
             with torch.inference_mode():
-                codes_KT = self._encode(torch.from_numpy(piece).to(self.device)[None, None])
-            codes_KT = codes_KT[: self.codebooks, start - context_start :].cpu().numpy()
-            pieces.append(codes_KT if end == frames else codes_KT[:, : end - start])
-        return np.concatenate(pieces, axis=1).astype(np.int16)
+                codes_BKT = self._encode(torch.from_numpy(piece_BS).to(self.device)[:, None])
+            codes_BKT = codes_BKT[:, : self.codebooks, start - context_start :].cpu().numpy()
+            pieces.append(codes_BKT if end == frames else codes_BKT[..., : end - start])
+        return np.concatenate(pieces, axis=2).astype(np.int16)
 
     def decode(self, codes_KT: np.ndarray) -> np.ndarray:
         """int (1 to ``codebooks``, T) -> float32 (T * hop,).
@@ -92,7 +111,7 @@ class NetworkCodec(ABC):
 
     @abstractmethod
     def _encode(self, samples_BCS: torch.Tensor) -> torch.Tensor:
-        """(1, 1, S) -> int64 (codebooks of the model, T)."""
+        """(B, 1, S) -> int64 (B, codebooks of the model, T)."""
 
     @abstractmethod
     def _decode(self, codes_BKT: torch.Tensor) -> torch.Tensor:
@@ -110,7 +129,7 @@ class XCodec(NetworkCodec):
         super().__init__(model, model.config.sample_rate, kept, device)
 
     def _encode(self, samples_BCS: torch.Tensor) -> torch.Tensor:
-        return self.model.encode(samples_BCS, bandwidth=self.model.config.target_bandwidths[-1]).audio_codes[0]
+        return self.model.encode(samples_BCS, bandwidth=self.model.config.target_bandwidths[-1]).audio_codes
 
     def _decode(self, codes_BKT: torch.Tensor) -> torch.Tensor:
         return self.model.decode(codes_BKT).audio_values
@@ -130,7 +149,7 @@ class EnCodec(NetworkCodec):
         super().__init__(model, config.sampling_rate, kept, device)
 
     def _encode(self, samples_BCS: torch.Tensor) -> torch.Tensor:
-        return self.model.encode(samples_BCS, bandwidth=self.model.config.target_bandwidths[-1]).audio_codes[0, 0]
+        return self.model.encode(samples_BCS, bandwidth=self.model.config.target_bandwidths[-1]).audio_codes[0]
 
     def _decode(self, codes_BKT: torch.Tensor) -> torch.Tensor:
         return self.model.decode(codes_BKT[None], [None]).audio_values
@@ -147,7 +166,7 @@ class Dac(NetworkCodec):
 
     def _encode(self, samples_BCS: torch.Tensor) -> torch.Tensor:
         to_whole_hops = -samples_BCS.shape[-1] % self.hop_samples
-        return self.model.encode(torch.nn.functional.pad(samples_BCS, (0, to_whole_hops))).audio_codes[0]
+        return self.model.encode(torch.nn.functional.pad(samples_BCS, (0, to_whole_hops))).audio_codes
 
     def _decode(self, codes_BKT: torch.Tensor) -> torch.Tensor:
         return self.model.decode(audio_codes=codes_BKT).audio_values

@@ -5,7 +5,15 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
-from transformers import DacConfig, HubertConfig, XcodecConfig, XcodecModel
+from transformers import (
+    DacConfig,
+    DacModel,
+    EncodecConfig,
+    EncodecModel,
+    HubertConfig,
+    XcodecConfig,
+    XcodecModel,
+)
 
 SAMPLE_RATE = 16_000
 
@@ -66,3 +74,37 @@ def xcodec_model() -> XcodecModel:
     for quantizer in model.quantizer.quantizers:
         quantizer.codebook.embed.normal_(std=0.02)
     return model
+
+
+@pytest.fixture(scope="session")
+def encodec_model() -> EncodecModel:
+    """A tiny EnCodec with random weights and codebooks that tell its frames apart."""
+    config = EncodecConfig(
+        target_bandwidths=[1.5, 3.0], num_filters=4, hidden_size=16, codebook_size=64, num_lstm_layers=1
+    )
+    torch.manual_seed(0)
+    model = EncodecModel(config).eval()
+    # An untrained encoder's frames differ little: only codes that are such frames tell them apart.
+    with torch.no_grad():
+        frames_TD = model.encoder(torch.randn(1, 1, 64 * config.hop_length))[0].T
+    for index, layer in enumerate(model.quantizer.layers):
+        layer.codebook.embed.copy_(frames_TD if index == 0 else (frames_TD - frames_TD.mean(0)) / 2**index)
+    return model
+
+
+@pytest.fixture(scope="session")
+def dac_model() -> DacModel:
+    """A tiny DAC with random weights."""
+    config = DacConfig(
+        sampling_rate=16_000,
+        encoder_hidden_size=4,
+        downsampling_ratios=[2, 4, 5, 8],
+        decoder_hidden_size=32,
+        upsampling_ratios=[8, 5, 4, 2],
+        hidden_size=16,
+        n_codebooks=4,
+        codebook_size=64,
+        codebook_dim=4,
+    )
+    torch.manual_seed(0)
+    return DacModel(config)

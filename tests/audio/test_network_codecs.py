@@ -4,43 +4,11 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import DacConfig, DacModel, EncodecConfig, EncodecModel
+from transformers import EncodecConfig, EncodecModel
 
 from megatron_music.audio.codec import Codec, load_codec
 from megatron_music.audio.huggingface import Dac, EnCodec, XCodec
 from megatron_music.errors import InputError
-
-
-@pytest.fixture(scope="module")
-def encodec_model() -> EncodecModel:
-    config = EncodecConfig(
-        target_bandwidths=[1.5, 3.0], num_filters=4, hidden_size=16, codebook_size=64, num_lstm_layers=1
-    )
-    torch.manual_seed(0)
-    model = EncodecModel(config).eval()
-    # An untrained encoder's frames differ little: only codes that are such frames tell them apart.
-    with torch.no_grad():
-        frames_TD = model.encoder(torch.randn(1, 1, 64 * config.hop_length))[0].T
-    for index, layer in enumerate(model.quantizer.layers):
-        layer.codebook.embed.copy_(frames_TD if index == 0 else (frames_TD - frames_TD.mean(0)) / 2**index)
-    return model
-
-
-@pytest.fixture(scope="module")
-def dac_model() -> DacModel:
-    config = DacConfig(
-        sampling_rate=16_000,
-        encoder_hidden_size=4,
-        downsampling_ratios=[2, 4, 5, 8],
-        decoder_hidden_size=32,
-        upsampling_ratios=[8, 5, 4, 2],
-        hidden_size=16,
-        n_codebooks=4,
-        codebook_size=64,
-        codebook_dim=4,
-    )
-    torch.manual_seed(0)
-    return DacModel(config)
 
 
 @pytest.fixture(scope="module", params=["xcodec", "encodec", "dac"])
