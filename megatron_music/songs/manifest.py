@@ -83,9 +83,16 @@ def write_rejects(path: str | Path, rejects: Iterable[Reject]) -> None:
 
 def read_rejects(path: str | Path) -> list[Reject]:
     """Reads what ``write_rejects`` wrote; raises InputError where the file is missing or not such a table."""
+    return list(stream_rejects(path))
+
+
+def stream_rejects(path: str | Path) -> Iterator[Reject]:
+    """Yields what ``read_rejects`` reads, some thousands of them in memory at a time."""
     try:
-        columns = pq.read_table(path, columns=list(REJECT_FIELDS)).to_pydict()
-        return [Reject(*row) for row in zip(*(columns[name] for name in REJECT_FIELDS), strict=True)]
+        with pq.ParquetFile(path) as file:
+            for batch in file.iter_batches(columns=list(REJECT_FIELDS)):
+                columns = batch.to_pydict()
+                yield from (Reject(*row) for row in zip(*(columns[name] for name in REJECT_FIELDS), strict=True))
     except FileNotFoundError:
         raise InputError(path, "no such file", "name a rejects.parquet") from None
     except (pa.ArrowException, OSError, KeyError) as error:
