@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from megatron_music.conversion.card import model_card
+from megatron_music.corpus.blend import read_stocks, token_shares
 from megatron_music.errors import InputError
 from megatron_music.files import atomic_path, read_json, write_json
 from megatron_music.progress import track
@@ -63,9 +64,10 @@ class Trained:
         """
         names = [phase.name for phase in self.recipe.phases]
         phases = self.recipe.phases[: names.index(self.state.phase) + 1]
+        trained = self.recipe.model_copy(update={"corpus": self.corpus, "phases": phases})
         sources: dict[str, Any] = {}
-        for phase in phases:
-            for name, share in phase.mixture.items():
+        for phase, shares in zip(phases, token_shares(trained, read_stocks(trained)), strict=True):
+            for name, share in shares.items():
                 if name not in sources:
                     sidecar = read_json(self.corpus / f"{name}.json")
                     sources[name] = {field: sidecar.get(field) for field in ("task", "options")} | {"shares": {}}
@@ -162,7 +164,7 @@ def _write_weights(
             if cached[0] != (source, weight.layer):
                 cached = ((source, weight.layer), reader.read(source, weight.layer))
             # A copy of its own: safetensors refuses tensors that share memory, as gate and up projection do.
-            taken = weight.take(cached[1]).to(getattr(torch, dtype), copy=True)
+            taken = weight.view(cached[1]).to(getattr(torch, dtype), copy=True)
             tensors[weight.name] = taken.reshape(weight.shape).contiguous()
             place[weight.name] = name
         save_file(tensors, folder / name, metadata={"format": "pt"})

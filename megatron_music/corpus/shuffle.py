@@ -1,5 +1,9 @@
-"""Seeded orders in closed form: the documents of an epoch and the sources of a phase, without an array over either."""
+"""Seeded orders in closed form: the documents of an epoch and the sources of a phase, without an array over either.
 
+Both can be asked from either side: what stands at a place, and at which place something stands.
+"""
+
+import bisect
 import hashlib
 import math
 from collections import OrderedDict
@@ -83,6 +87,17 @@ class EpochOrder:
         document, left = int(documents[place]), int(ends[place]) - within
         return document, int(self._lengths[document]) - left, left
 
+    def first_token(self, document: int) -> int:
+        """The token position of the epoch at which a document begins: the other way round from ``from_token``."""
+        if not 0 <= document < self._count:
+            raise IndexError(f"there are {self._count} documents, {document} is not one of them")
+        spread = (document - self._shift) * pow(self._multiplier, -1, self._count) % self._count
+        block = spread // self._size
+        documents, ends = self._blocks.get_or_make(block, lambda: self._load(block))
+        place = int(np.flatnonzero(documents == document)[0])
+        before = int(self._ends[block - 1]) if block else 0
+        return before + int(ends[place]) - int(self._lengths[document])
+
     def documents(self) -> np.ndarray:
         """All documents in their order, int64 (documents,); for tests and tracing, at 8 bytes a document."""
         return np.concatenate([self._load(block)[0] for block in range(len(self._ends))])
@@ -134,6 +149,13 @@ class Mixture:
         sources, before = self._block(block)
         source = int(sources[within])
         return source, int(self._quota(block * self._size)[source]) + int(before[within])
+
+    def sample_of(self, source: int, drawn: int) -> int:
+        """The sample of the phase that is the source's number ``drawn``: the other way round from ``draw``."""
+        starts = range(0, (self._last + 1) * self._size, self._size)
+        block = bisect.bisect_right(starts, drawn, key=lambda start: int(self._quota(start)[source])) - 1
+        within = drawn - int(self._quota(starts[block])[source])
+        return starts[block] + int(np.flatnonzero(self._block(block)[0] == source)[within])
 
     def _place(self, sample: int) -> tuple[int, int]:
         block = min(sample // self._size, self._last)

@@ -3,12 +3,12 @@
 A source is one endless stream of tokens: in each epoch its documents in a seeded order, one after another, cut at the
 context length. The pieces come in a seeded order too, within blocks of about an epoch: neighbours are mostly the same
 song, and a batch of neighbours pulls the network from song to song. Where a source stands carries over from phase to
-phase, whatever their context lengths. Nothing depends
-on the number of processes, and nothing has to be read up to where a run resumes.
+phase, whatever their context lengths. Nothing depends on the number of processes, and nothing has to be read up to
+where a run resumes. The function can be turned round: ``samples_with`` says where a stretch of a source comes.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,6 +40,20 @@ class Sample:
     ids: np.ndarray
     kinds: np.ndarray
     source: str
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Tokens of a source's stream in a sample: ``[start, stop)`` of its inputs, from token ``position`` of the stream.
+
+    ``sample`` counts over all phases, ``phase`` is the number of its phase.
+    """
+
+    sample: int
+    phase: int
+    start: int
+    stop: int
+    position: int
 
 
 class SourceStream:
@@ -105,18 +119,52 @@ class SampleStream:
         ids, kinds = self.sources[name].tokens(position, phase.context_tokens + 1)
         return Sample(ids, kinds, name)
 
+    def samples_with(self, name: str, start: int, stop: int) -> Iterator[Piece]:
+        """Where tokens ``[start, stop)`` of a source's stream come as inputs, in the order of the stream.
+
+        Every token of the stream is an input once. (A sample holds one token more than its context, the label of its
+        last input; that token is an input of the piece that follows in the stream.)
+        """
+        for number, phase in enumerate(self.phases):
+            if name not in self._shares[number]:
+                continue
+            length = phase.context_tokens
+            first, last = (self._first_tokens[at][name] for at in (number, number + 1))
+            at = max(start, first)
+            while at < min(stop, last):
+                slot, within = divmod(at - first, length)
+                end = min(stop, last, first + (slot + 1) * length)
+                sample = int(self._first_samples[number]) + self._sample_of(number, name, slot)
+                yield Piece(sample, number, within, within + end - at, at)
+                at = end
+
     def _slot(self, number: int, source: int, drawn: int) -> int:
         """Which of its pieces a source gives as its ``drawn``-th sample of a phase."""
-        phase, name = self.phases[number], list(self._shares[number])[source]
-        epoch_samples = self.sources[name].source.total_tokens // phase.context_tokens
-        size = max(1, min(epoch_samples, _MOST_SHUFFLED))
-        block, within = divmod(drawn, size)
+        block, within = divmod(drawn, self._block_samples(number, source))
+        return drawn - within + int(self._block_order(number, source, block)[within])
+
+    def _sample_of(self, number: int, name: str, slot: int) -> int:
+        """The sample of a phase that is piece ``slot`` of a source: the other way round from ``_slot``."""
+        source = list(self._shares[number]).index(name)
+        block, within = divmod(slot, self._block_samples(number, source))
+        drawn = slot - within + int(np.flatnonzero(self._block_order(number, source, block) == within)[0])
+        return self._mixtures[number].sample_of(source, drawn)
+
+    def _block_samples(self, number: int, source: int) -> int:
+        """Samples of a source that are shuffled among themselves: about an epoch, or as many as a small array holds."""
+        name = list(self._shares[number])[source]
+        epoch_samples = self.sources[name].source.total_tokens // self.phases[number].context_tokens
+        return max(1, min(epoch_samples, _MOST_SHUFFLED))
+
+    def _block_order(self, number: int, source: int, block: int) -> np.ndarray:
+        """The piece of a block that each of its samples is, int64."""
+        name, size = list(self._shares[number])[source], self._block_samples(number, source)
 
         def order() -> np.ndarray:
-            samples = int(self._mixtures[number].counts(phase.samples)[source])
+            samples = int(self._mixtures[number].counts(self.phases[number].samples)[source])
             return seeded_permutation(min(size, samples - block * size), "samples", self.seed, number, name, block)
 
-        return block * size + int(self._slots.get_or_make((number, name, block), order)[within])
+        return self._slots.get_or_make((number, name, block), order)
 
     def consumed(self, index: int) -> dict[str, int]:
         """Tokens that each source has given before global sample ``index`` (0 to ``len``, inclusive).
@@ -133,8 +181,7 @@ class SampleStream:
 
     def _open(self, name: str) -> IndexedSource:
         if not (self.folder / f"{name}.json").is_file():
-            there = ", ".join(sorted(path.stem for path in self.folder.glob("*.bin"))) or "none"
-            raise InputError(self.folder, f"has no source {name} (there: {there})", "build it or mend the weights")
+            raise missing_source(self.folder, name)
         source = IndexedSource(self.folder / name)
         if not source.total_tokens:
             raise InputError(self.folder / f"{name}.bin", "holds no tokens", "build it or leave it out of the weights")
@@ -165,6 +212,12 @@ class SampleStream:
         """Adds what each source gives in the first ``samples`` of a phase."""
         for name, count in zip(self._shares[number], self._mixtures[number].counts(samples), strict=True):
             tokens[name] += int(count) * self.phases[number].context_tokens
+
+
+def missing_source(corpus: Path, name: str) -> InputError:
+    """What to tell where a corpus lacks a source that something names."""
+    there = ", ".join(sorted(path.stem for path in corpus.glob("*.bin"))) or "none"
+    return InputError(corpus, f"has no source {name} (there: {there})", "build it or mend the mixture")
 
 
 def _shares(phase: PhaseData, where: str) -> dict[str, float]:

@@ -31,7 +31,8 @@ def _count(value: Any) -> int:
     return int(value)
 
 
-def _ratio(value: Any) -> Fraction:
+def positive_fraction(value: Any) -> Fraction:
+    """Reads ``29/44``, ``0.25`` or ``3`` exactly; raises ValueError for what is not a number above 0."""
     try:
         if isinstance(value, bool):
             raise ValueError
@@ -53,7 +54,7 @@ def _path(value: Any, info: ValidationInfo) -> Path:
 Count = Annotated[int, BeforeValidator(_count)]
 """A whole number; ``240B`` is read as 240 * 10**9."""
 
-Ratio = Annotated[Fraction, BeforeValidator(_ratio), PlainSerializer(str)]
+Ratio = Annotated[Fraction, BeforeValidator(positive_fraction), PlainSerializer(str)]
 """A positive share, kept exact: ``29/44``, ``0.25``, ``3``."""
 
 RelativePath = Annotated[Path, BeforeValidator(_path), PlainSerializer(str)]

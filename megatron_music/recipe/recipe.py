@@ -10,6 +10,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from megatron_music.errors import InputError
 from megatron_music.files import read_yaml, write_text
 from megatron_music.recipe.fields import Count, Ratio, RelativePath, Strict
+from megatron_music.recipe.mixture import Mixture, members, solve
 
 
 class Network(Strict):
@@ -107,7 +108,7 @@ class Phase(Strict):
     batch_sequences: int = Field(gt=0, description="sequences of one optimizer step, over all processes")
     micro_batch_sequences: int = Field(1, gt=0, description="sequences of one forward pass on one process")
     learning_rate: LearningRate
-    mixture: dict[str, Ratio] = Field(min_length=1, description="corpus source: its share of the tokens")
+    mixture: Mixture
 
     @property
     def step_tokens(self) -> int:
@@ -158,7 +159,9 @@ class Recipe(Strict):
     network: Network
     layout: Layout = Layout()
     optimizer: Optimizer = Optimizer()
+    groups: dict[str, list[str]] = Field({}, description="names that ratios use for sets of sources, by patterns")
     phases: list[Phase] = Field(min_length=1)
+    most_epochs: dict[str, Ratio] = Field({}, description="how often sources may repeat in the whole run; else freely")
     watch: Watch = Watch()
     checkpoints: Checkpoints = Checkpoints()
 
@@ -193,6 +196,29 @@ class Recipe(Strict):
             if phase.batch_sequences % phase.micro_batch_sequences:
                 raise ValueError(f"{where}batch_sequences {phase.batch_sequences} is not a multiple of "
                                  f"micro_batch_sequences {phase.micro_batch_sequences}; change one")  # fmt: skip
+        return self
+
+    @property
+    def source_names(self) -> tuple[str, ...]:
+        """The sources of all phases, in the order in which the recipe first names them."""
+        return tuple(dict.fromkeys(name for phase in self.phases for name in phase.mixture.names))
+
+    @model_validator(mode="after")
+    def _mixes(self) -> Self:
+        sources = self.source_names
+        for name in self.groups:
+            if name in sources:
+                raise ValueError(f"groups: {name} is also a source; give the group another name")
+        for field, names in (("groups", self.groups), ("most_epochs", self.most_epochs)):
+            for name in names:
+                if not members(name, sources, self.groups):
+                    raise ValueError(f"{field}: {name} holds no source of any phase; mend it (sources: "
+                                     f"{', '.join(sources)})")  # fmt: skip
+        for phase in self.phases:
+            try:
+                solve(phase.mixture, self.groups)
+            except ValueError as error:
+                raise ValueError(f"phase {phase.name!r}: mixture: {error}") from None
         return self
 
     @classmethod
@@ -256,11 +282,11 @@ def parse_strict(model: type[Strict], content: dict[str, Any], path: str | Path)
 def _fields_at(model: type[Strict], location: tuple) -> list[str]:
     """Names of the fields of the sub-model that a validation error's location leads to."""
     for part in location:
-        if isinstance(part, int):
+        if part not in model.model_fields:  # an item of a list, or a name of a mapping
             continue
         annotation = model.model_fields[part].annotation
         candidates = [annotation, *getattr(annotation, "__args__", ())]
-        model = next(c for c in candidates if isinstance(c, type) and issubclass(c, Strict))
+        model = next((c for c in candidates if isinstance(c, type) and issubclass(c, Strict)), model)
     return list(model.model_fields)
 
 

@@ -4,23 +4,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 
-from megatron_music.corpus.stream import PhaseData, SampleStream
+from megatron_music.corpus.stream import SampleStream
 from megatron_music.engine.engine import Batch
-from megatron_music.recipe.phases import PhaseSpan, Step, phase_spans, step_at
-from megatron_music.recipe.recipe import Recipe
-
-
-def training_stream(recipe: Recipe) -> SampleStream:
-    """The ordered samples of the whole run."""
-    phases = [
-        PhaseData(
-            context_tokens=span.phase.context_tokens,
-            samples=span.steps * span.phase.batch_sequences,
-            weights={source: float(share) for source, share in span.phase.mixture.items()},
-        )
-        for span in phase_spans(recipe)
-    ]
-    return SampleStream(recipe.corpus, phases, recipe.seed)
+from megatron_music.recipe.phases import PhaseSpan, Step, step_at
 
 
 def batches_of(stream: SampleStream, first: int, count: int, size: int, rank: int, copies: int) -> list[Batch]:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from megatron_music.errors import InputError
 from megatron_music.files import write_json
 from megatron_music.recipe.recipe import Recipe
-from megatron_music.training.run_folder import RunFolder, read_state
+from megatron_music.training.run_folder import RunFolder, has_optimizer, read_network, read_state
 from megatron_music.vocabulary.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ def train(recipe: Recipe, processes: int | None = None, branch_from: Path | None
     each GPU, or as many as hold one model, where none are named).
 
     Args:
-        branch_from: checkpoint of another run whose weights and optimizer state a fresh run starts from.
+        branch_from: checkpoint of another run whose weights, and optimizer state where it has one, a fresh run starts from.
 
     Raises:
         InputError: before any process starts, where recipe, corpus, layout or run folder do not fit.
@@ -43,8 +43,8 @@ def train(recipe: Recipe, processes: int | None = None, branch_from: Path | None
 
 def check(recipe: Recipe, processes: int, branch_from: Path | None = None) -> None:
     """Raises a one-line InputError for whatever would stop the run later; starts nothing."""
+    from megatron_music.corpus.blend import run_stream
     from megatron_music.corpus.indexed import IndexedSource
-    from megatron_music.training.data import training_stream
 
     recipe.data_processes(processes)
     vocabulary = Vocabulary.load(recipe.vocabulary)
@@ -57,14 +57,15 @@ def check(recipe: Recipe, processes: int, branch_from: Path | None = None) -> No
     if built_with != vocabulary:
         raise InputError(recipe.vocabulary, f"is not the vocabulary that {recipe.corpus} was built with",
                          f"use {recipe.corpus / 'vocabulary.yaml'}")  # fmt: skip
-    training_stream(recipe)
+    run_stream(recipe)
     for watched in (recipe.watch.validation, recipe.watch.invalid_tokens):
         if watched is not None and not len(IndexedSource(recipe.corpus / watched.source)):
             raise InputError(recipe.corpus / watched.source, "holds no document", "name another source in `watch`")
     if branch_from is not None:
         read_state(branch_from)
-        network = Recipe.load(branch_from / "recipe.yaml").network
-        if network.model_copy(update={"position_limit": recipe.network.position_limit}) != recipe.network:
+        # How far positions reach, and how weights were first drawn, is no part of the weights' shape or use.
+        free = {name: getattr(recipe.network, name) for name in ("position_limit", "init_std")}
+        if read_network(branch_from).model_copy(update=free) != recipe.network:
             raise InputError(branch_from, "holds another network than the recipe's", "make `network` equal")
 
 
@@ -72,10 +73,10 @@ def run_process(recipe: Recipe, branch_from: Path | None) -> None:
     """The whole run as one of the processes sees it."""
     import torch
 
+    from megatron_music.corpus.blend import run_stream
     from megatron_music.engine import processes
     from megatron_music.engine.engine import Engine
     from megatron_music.training.callbacks.metrics import MetricsLog
-    from megatron_music.training.data import training_stream
     from megatron_music.training.loop import Trainer
 
     processes.join(recipe.layout)
@@ -95,11 +96,11 @@ def run_process(recipe: Recipe, branch_from: Path | None) -> None:
         engine.load(checkpoint)
         first_step = state.step
     elif branch_from is not None:
-        engine.load(branch_from)
+        engine.load(branch_from, with_optimizer=has_optimizer(branch_from))
         if first:
             write_json(folder.path / "origin.json", {"checkpoint": str(branch_from), **vars(read_state(branch_from))})
     log = MetricsLog(folder.metrics, folder.path / "tensorboard", first_step)
-    trainer = Trainer(recipe, vocabulary, engine, training_stream(recipe), _callbacks(recipe, folder, log))
+    trainer = Trainer(recipe, vocabulary, engine, run_stream(recipe), _callbacks(recipe, folder, log))
     if first_step >= trainer.last_step:
         log.say(f"{recipe.run} has done all of its {trainer.last_step} steps; nothing is left to train")
     elif first_step:

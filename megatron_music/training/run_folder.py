@@ -7,10 +7,15 @@ from pathlib import Path
 
 from megatron_music.errors import InputError
 from megatron_music.files import read_json, write_json, write_text
-from megatron_music.recipe.recipe import Recipe
+from megatron_music.recipe.recipe import Network, Recipe
 
-_FIXED = ("seed", "vocabulary", "corpus", "network", "optimizer", "phases")
+_FIXED = ("seed", "vocabulary", "corpus", "network", "optimizer", "groups", "phases")
 """Fields of a recipe that decide what is learned: a run that is resumed may not change them."""
+
+
+NETWORK = "network.json"
+"""In a checkpoint that was imported, in place of the ``recipe.yaml`` of one that was trained: its network, and where it
+came from."""
 
 
 @dataclass(frozen=True)
@@ -97,6 +102,18 @@ def read_state(checkpoint: Path) -> CheckpointState:
         return CheckpointState(**read_json(path))
     except TypeError:
         raise InputError(path, "does not hold a checkpoint's state", "choose another checkpoint") from None
+
+
+def read_network(checkpoint: Path) -> Network:
+    """The network that a checkpoint's weights belong to, whether it was trained or imported."""
+    if (checkpoint / NETWORK).is_file():
+        return Network(**read_json(checkpoint / NETWORK)["network"])
+    return Recipe.load(checkpoint / "recipe.yaml").network
+
+
+def has_optimizer(checkpoint: Path) -> bool:
+    """Whether a checkpoint holds optimizer state: an imported one does not."""
+    return not (checkpoint / NETWORK).is_file()
 
 
 def write_state(checkpoint: Path, state: CheckpointState) -> None:

@@ -60,7 +60,8 @@ def write_corpus(folder: Path, repository: Path, text_tokenizer_file: Path) -> P
     (corpus / "codec" / "codebooks.bin").write_bytes(b"codebooks")
     shutil.copy(repository / "tests" / "data" / "tiny_vocabulary.yaml", corpus / "vocabulary.yaml")
     shutil.copy(text_tokenizer_file, corpus / "tokenizer.model")
-    (corpus / "cot.json").write_text(json.dumps({"task": "lyrics_to_song", "options": {"tags": "as_written"}}))
+    sidecar = {"task": "lyrics_to_song", "options": {"tags": "as_written"}, "documents": 3, "tokens": 100}
+    (corpus / "cot.json").write_text(json.dumps(sidecar))
     return folder
 
 

@@ -7,6 +7,7 @@ import yaml
 
 from megatron_music.errors import InputError
 from megatron_music.recipe.flops import flops_per_token, parameter_count
+from megatron_music.recipe.mixture import solve
 from megatron_music.recipe.recipe import Network, Recipe
 
 YUE = ["yue_7b", "yue_2b", "yue_0.5b", "yue_stage2"]
@@ -55,7 +56,7 @@ def test_fields_are_read_with_their_units_and_paths_from_the_files_folder(load, 
     recipe = load()
     phase = recipe.phases[0]
     assert phase.tokens == 1000
-    assert phase.mixture == {"songs": Fraction(29, 44), "speech": Fraction(1, 4)}
+    assert phase.mixture.shares == {"songs": Fraction(29, 44), "speech": Fraction(1, 4)}
     assert phase.learning_rate.shape == "constant" and phase.learning_rate.end == 1e-3
     assert recipe.corpus == tmp_path / "corpus"
 
@@ -71,7 +72,7 @@ def test_overrides_reach_list_items_by_index_and_by_name(load):
                   "layout.tensor=1", "layout.sequence=false")  # fmt: skip
     assert recipe.phases[0].learning_rate.end == 3e-4
     assert recipe.phases[0].tokens == 3_000_000
-    assert recipe.phases[0].mixture["songs"] == 2
+    assert recipe.phases[0].mixture.shares["songs"] == 2
     assert recipe.layout.tensor == 1
 
 
@@ -102,22 +103,24 @@ def test_stage_1_has_the_decks_four_phases(repository, name):
 
 @pytest.mark.parametrize("name", ["yue_7b", "yue_2b", "yue_0.5b"])
 def test_the_mixtures_hold_the_published_ratios(repository, name):
-    phases = Recipe.load(repository / "examples" / f"{name}.yaml").phases
-
-    def share(phase, *prefixes):
-        return sum(ratio for source, ratio in phase.mixture.items() if source.startswith(prefixes))
-
-    for phase in phases[:3]:
-        conditional, unconditional = share(phase, "lyrics", "speech"), share(phase, "mix", "dual")
-        assert conditional / unconditional == 3
-        assert share(phase, "lyrics", "mix", "dual") / share(phase, "speech") == 10
-    for phase in phases[1:3]:
-        for task in ("lyrics_to_song", "speech", "dual_track"):
-            assert phase.mixture[f"{task}_en_zh"] == 2 * phase.mixture[f"{task}_other"]
-    assert share(phases[0], "mix") == share(phases[0], "dual")
-    assert not share(phases[2], "mix")
-    assert share(phases[3], "lyrics") / share(phases[3], "reference") == 2
-    assert not share(phases[3], "speech", "mix", "dual")
+    recipe = Recipe.load(repository / "examples" / f"{name}.yaml")
+    warm_up, constant, long_context, annealing = (solve(phase.mixture, recipe.groups) for phase in recipe.phases)
+    published = {
+        "lyrics_to_song": Fraction(29, 44),
+        "speech": Fraction(1, 11),
+        "mix": Fraction(1, 8),
+        "dual_track": Fraction(1, 8),
+    }
+    assert warm_up == {(f"{task}_en_zh",): share for task, share in published.items()}
+    parts = {"en_zh": Fraction(2, 3), "other": Fraction(1, 3)}
+    both = {(f"{task}_{part}",): share * of for task, share in published.items() for part, of in parts.items()}
+    assert constant == both
+    without_mix = published | {"dual_track": Fraction(1, 4)}
+    del without_mix["mix"]
+    assert long_context == {
+        (f"{task}_{part}",): share * of for task, share in without_mix.items() for part, of in parts.items()
+    }
+    assert annealing == {("lyrics_to_song_best",): Fraction(2, 3), ("reference_best",): Fraction(1, 3)}
 
 
 def test_the_predictor_is_the_full_run_in_proportion(repository):
@@ -174,7 +177,7 @@ def test_flops_of_the_half_billion_network():
         ("phases.0.context_tokens", 128, "context_tokens 128 is above network.position_limit 64"),
         ("phases.0.context_tokens", 63, "is not a multiple of layout.tensor 2"),
         ("phases.0.micro_batch_sequences", 3, "is not a multiple of micro_batch_sequences 3"),
-        ("phases.0.mixture", {}, "phases[0].mixture: "),
+        ("phases.0.mixture", {}, "phases[0].mixture: names no source"),
         ("phases.0.mixture.songs", "a/b", "'a/b' is not a number or a fraction"),
         ("phases.0.mixture.songs", -1, "must be above 0"),
         ("phases.0.learning_rate", -1, "phases[0].learning_rate.start: "),

@@ -5,10 +5,10 @@ import json
 import pytest
 import training_workers
 
+from megatron_music.corpus.blend import run_stream
 from megatron_music.engine.processes import launch
 from megatron_music.errors import InputError
 from megatron_music.recipe.phases import phase_spans
-from megatron_music.training.data import training_stream
 from megatron_music.training.run import check, train
 from megatron_music.training.run_folder import RunFolder, read_state
 
@@ -83,7 +83,7 @@ def test_every_layout_trains_like_one_process(make_recipe, tmp_path):
 
 def test_the_stream_has_the_samples_of_every_phase(make_recipe):
     recipe = make_recipe()
-    stream = training_stream(recipe)
+    stream = run_stream(recipe)
     assert len(stream) == sum(span.steps * span.phase.batch_sequences for span in phase_spans(recipe))
     assert {len(stream.sample(index).ids) for index in range(32)} == {33}
     assert {len(stream.sample(index).ids) for index in range(32, 48)} == {65}
