@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from multiprocessing.connection import Connection
 from types import TracebackType
 from typing import TypeVar
 
@@ -30,7 +31,8 @@ class Workers:
     """``processes`` workers (this process alone where it is 1), started when the first job is there.
 
     Workers are spawned, not forked, since the parent may hold threads and a GPU. They end with their parent, even where
-    that is killed, so that a restarted run never meets its predecessor's.
+    that is killed, so that a restarted run never meets its predecessor's; and at once where the block that uses them
+    ends with an error or Ctrl-C.
     """
 
     def __init__(self, processes: int | None = None):
@@ -38,6 +40,7 @@ class Workers:
         if self.processes < 1:
             raise InputError("processes", f"{self.processes} is too few", "name 1 or more")
         self._pool: ProcessPoolExecutor | None = None
+        self._alive: Connection | None = None
 
     def __enter__(self) -> "Workers":
         return self
@@ -46,7 +49,10 @@ class Workers:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._pool:
+            if kind is not None:
+                self._alive.close()
             self._pool.shutdown(cancel_futures=True)
+            self._alive.close()
 
     def map(self, function: Callable[[Job], Result], jobs: Iterable[Job]) -> Iterator[Result]:
         """Yields ``function(job)`` in the order of ``jobs``; a few jobs for each worker are taken ahead, no more.
@@ -72,19 +78,19 @@ class Workers:
         if self._pool is None:
             threads = max(1, usable_cores() // self.processes)
             context = multiprocessing.get_context("spawn")
-            self._pool = ProcessPoolExecutor(self.processes, context, _start_worker, (threads,))
+            # This process alone holds the end for writing: workers see it closed when it is, or when the process ends.
+            watched, self._alive = context.Pipe(duplex=False)
+            self._pool = ProcessPoolExecutor(self.processes, context, _start_worker, (threads, watched))
         return self._pool
 
 
-def _start_worker(threads: int) -> None:
+def _start_worker(threads: int, watched: Connection) -> None:
     for variable in _THREAD_VARIABLES:
         os.environ.setdefault(variable, str(threads))
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    threading.Thread(target=_end_with_parent, args=(watched,), daemon=True).start()
 
 
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
+def _end_with_parent(watched: Connection) -> None:
+    watched.poll(None)
+    os._exit(1)

@@ -14,11 +14,12 @@ _TEMPORARY = re.compile(r"\.(?P<name>.+)\.[a-z0-9_]{8}")
 
 
 @contextmanager
-def workplace(folder: str | Path) -> Iterator[Path]:
+def workplace(folder: str | Path, shared: bool = False) -> Iterator[Path]:
     """Makes ``folder`` and keeps other runs out of it while the block runs.
 
-    What ``atomic_path`` could not clear away because its process was killed is cleared first. Raises InputError where
-    the name is taken by a file or another run is at work in the folder.
+    What ``atomic_path`` could not clear away because its process was killed is cleared before and after. ``shared``
+    lets others in that say the same, as the tasks of one job do, and clears nothing. Raises InputError where the name
+    is taken by a file or another run is at work in the folder.
     """
     folder = Path(folder)
     try:
@@ -29,13 +30,24 @@ def workplace(folder: str | Path) -> Iterator[Path]:
         raise InputError(folder, f"can't be made ({error.strerror})", "name a folder that can be written") from None
     with open(folder / _LOCK, "w") as lock:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(lock, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
         except BlockingIOError:
             raise InputError(folder, "another run is filling this folder", "wait for it or name another") from None
         except OSError:
             pass  # Some cluster file systems have no locks; there it is on the user to start one run at a time.
-        for path in folder.glob(".*"):
-            match = _TEMPORARY.fullmatch(path.name)
-            if match and path.is_dir() and {file.name for file in path.iterdir()} <= {match["name"], "replaced"}:
-                shutil.rmtree(path)
-        yield folder
+        if shared:
+            yield folder
+            return
+        clear_litter(folder)
+        try:
+            yield folder
+        finally:
+            clear_litter(folder)
+
+
+def clear_litter(folder: Path) -> None:
+    """Removes what killed processes left of ``atomic_path`` in a folder that nobody else writes to."""
+    for path in folder.glob(".*"):
+        match = _TEMPORARY.fullmatch(path.name)
+        if match and path.is_dir() and {file.name for file in path.iterdir()} <= {match["name"], "replaced"}:
+            shutil.rmtree(path)

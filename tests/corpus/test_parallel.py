@@ -2,7 +2,11 @@
 
 import os
 import signal
+import threading
+from collections.abc import Callable
+from pathlib import Path
 
+import psutil
 import pytest
 
 from megatron_music.corpus.parallel import Workers
@@ -42,6 +46,29 @@ def test_a_killed_worker_is_one_line():
         list(workers.map(die, range(2)))
 
 
+def wait_for_ever(path: Path) -> None:
+    (path / str(os.getpid())).touch()
+    threading.Event().wait()
+
+
+def refuse_once_the_other_waits(path: Path) -> None:
+    while not list(path.iterdir()):
+        pass
+    raise InputError("song 3", "is bad", "mend it")
+
+
+def call(job: tuple[Callable[[Path], None], Path]) -> None:
+    job[0](job[1])
+
+
+def test_an_error_ends_workers_that_are_still_at_work(tmp_path):
+    jobs = [(wait_for_ever, tmp_path), (refuse_once_the_other_waits, tmp_path)]
+    with pytest.raises(InputError, match="song 3: is bad"), Workers(2) as workers:
+        list(workers.map(call, reversed(jobs)))
+    (waiting,) = tmp_path.iterdir()
+    assert not psutil.pid_exists(int(waiting.name))
+
+
 def test_no_process_is_refused():
     with pytest.raises(InputError, match="processes: 0 is too few"):
         Workers(0)
@@ -61,3 +88,12 @@ def test_a_workplace_is_for_one_at_a_time_and_cleared_of_litter(tmp_path):
         pass
     with pytest.raises(InputError, match="is a file"), workplace(kept[0] / "file"):
         pass
+
+
+def test_those_who_share_a_workplace_keep_out_those_who_do_not(tmp_path):
+    with workplace(tmp_path, shared=True), workplace(tmp_path, shared=True):
+        with pytest.raises(InputError, match="another run is filling this folder"), workplace(tmp_path):
+            pass
+    with workplace(tmp_path):
+        with pytest.raises(InputError, match="another run is filling this folder"), workplace(tmp_path, shared=True):
+            pass
