@@ -39,13 +39,17 @@ def read_manifest(path: str | Path) -> Iterator[Song | Reject]:
         raise InputError(path, "no such file", "name a manifest of JSON lines") from None
     except OSError as error:
         raise InputError(path, f"can't be read ({error.strerror})", "name a manifest of JSON lines") from None
-    return _songs(file, path)
+    return read_songs(file, path)
 
 
-def _songs(file: BinaryIO, path: Path) -> Iterator[Song | Reject]:
+def read_songs(file: BinaryIO, path: Path, first_line: int = 1) -> Iterator[Song | Reject]:
+    """What ``read_manifest`` gives of a file that is open at the start of a line; it is closed at the end.
+
+    Raises nothing. Of songs with one id, only those from ``first_line`` on are known.
+    """
     seen: set[str] = set()
     with file:
-        for number, line in enumerate(file, start=1):
+        for number, line in enumerate(file, start=first_line):
             if not line.strip():
                 continue
             id = ""
