@@ -95,15 +95,21 @@ def build(
     typer.echo(corpus_table(out))
 
 
-@app.command(epilog="Example: megatron-music inspect runs/corpus/lyrics_to_song --document 3")
+@app.command(epilog="Example: megatron-music inspect runs/corpus/lyrics_to_song --document 3 --listen /tmp/listen")
 def inspect(
     prefix: Annotated[Path, typer.Argument(help="Source: CORPUS/NAME, or a corpus folder for a table of it.")],
     document: Annotated[int, typer.Option(min=0, help="Number of the document.")] = 0,
+    listen: Annotated[Path | None, typer.Option(help="Folder for the document's audio.", show_default="none")] = None,
+    weights: Annotated[str | None, typer.Option(help="The codec's weights.", show_default="the corpus' own")] = None,
 ) -> None:
-    """Print a document of a corpus in words, or the table of a corpus."""
+    """Print a document of a corpus in words, or the table of a corpus; decode a document to audio."""
     from megatron_music.corpus.inspect import corpus_table, inspect_source
+    from megatron_music.corpus.listen import write_document_audio
 
     typer.echo(corpus_table(prefix) if prefix.is_dir() else inspect_source(prefix, document))
+    if listen is not None:
+        for path in write_document_audio(prefix, document, listen, weights):
+            typer.echo(path)
 
 
 @app.command(epilog="Example: megatron-music train examples/quickstart.yaml --processes 2 --set seed=2")

@@ -33,34 +33,54 @@ class Part:
     stop: int
 
 
+class DocumentReader:
+    """A source of a corpus, with what it takes to understand its documents.
+
+    Raises InputError where the source, or the corpus' vocabulary or tokenizer, is missing or damaged.
+    """
+
+    def __init__(self, prefix: str | Path):
+        self.prefix = Path(prefix)
+        self.source = IndexedSource(prefix)
+        self.vocabulary = Vocabulary.load(self.prefix.parent / VOCABULARY)
+        self.tokenizer = TextTokenizer(self.prefix.parent / TOKENIZER, self.vocabulary)
+        self.frames_per_second: float = self.source.sidecar.get("options", {}).get("frames_per_second", 50.0)
+
+    def tokens(self, document: int) -> tuple[np.ndarray, np.ndarray]:
+        """Ids int32 (N,) and kinds uint8 (N,); raises InputError where there is no such document."""
+        if not 0 <= document < len(self.source):
+            raise InputError(self.prefix, f"has no document {document}", f"name 0 to {len(self.source) - 1}")
+        return self.source.document(document)
+
+    def parts(self, ids: np.ndarray, kinds: np.ndarray) -> list[Part]:
+        """The parts of a document."""
+        return list(document_parts(ids, kinds, self.vocabulary, self.tokenizer, self.frames_per_second))
+
+
 def inspect_source(prefix: str | Path, document: int = 0) -> str:
     """A heading, the songs of one document and the document in words.
 
     Raises InputError where there is no such source or document.
     """
-    prefix = Path(prefix)
-    source = IndexedSource(prefix)
-    if not 0 <= document < len(source):
-        raise InputError(prefix, f"has no document {document}", f"name 0 to {len(source) - 1}")
-    vocabulary = Vocabulary.load(prefix.parent / VOCABULARY)
-    tokenizer = TextTokenizer(prefix.parent / TOKENIZER, vocabulary)
-    ids, kinds = source.document(document)
-    counts = ", ".join(f"{count:,} {name}" for name, count in _by_group(Counter(kinds.tolist())).items() if count)
-    heading = [f"{prefix.name}, document {document} of {len(source)}: {len(ids):,} tokens ({counts})"]
+    reader = DocumentReader(prefix)
+    ids, kinds = reader.tokens(document)
+    heading = [f"{reader.prefix.name}, document {document} of {len(reader.source)}: {tokens_in_words(kinds)}"]
     heading += [song_in_words(song) for song in read_songs_of_document(prefix, document)]
-    words = document_in_words(ids, kinds, vocabulary, tokenizer, frames_per_second(source))
+    words = "".join(part.words for part in reader.parts(ids, kinds))
     return "\n".join(heading) + f"\n\n{words}"
+
+
+def tokens_in_words(kinds: np.ndarray) -> str:
+    """How many tokens a document has, by group of kinds."""
+    by_group = _by_group(Counter(np.asarray(kinds).tolist()))
+    counts = ", ".join(f"{count:,} {name}" for name, count in by_group.items() if count)
+    return f"{len(kinds):,} tokens ({counts})"
 
 
 def song_in_words(song: dict) -> str:
     """A row of a source's table of songs in one line."""
     about = [song["language"], song["genres"], f"{song['seconds']:.1f} s" if song["seconds"] else ""]
     return f"{song['id']} ({'; '.join(filter(None, about))})" if any(about) else song["id"]
-
-
-def frames_per_second(source: IndexedSource) -> float:
-    """Frames of codes a second of a source's documents."""
-    return source.sidecar.get("options", {}).get("frames_per_second", 50.0)
 
 
 def document_in_words(

@@ -1,12 +1,19 @@
-"""Small synthetic sources."""
+"""Small synthetic sources, and a small corpus that sounds."""
 
+import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
+import yaml
 
+from megatron_music.corpus.build import build_corpus
+from megatron_music.corpus.encode import encode_manifest
 from megatron_music.corpus.indexed import IndexedWriter
+from megatron_music.vocabulary.text import train_text_tokenizer
 
 
 @pytest.fixture
@@ -22,3 +29,70 @@ def write_source() -> Callable[..., Path]:
         return prefix
 
     return write
+
+
+EVIL = "<script>alert(1)</script>"
+"""An id, as it could come from the web."""
+SUNG_SONGS = [
+    # id, language, tags, seconds, lines of lyrics
+    ("alone", "de", "folk, female", 14.0, ["la la", "lo lo"]),
+    ("band", "en", "folk, male", 15.0, ["la la", "lo lo"]),
+    ("choir", "en", "rock, male", 16.0, ["la la", "lo lo"]),
+    (EVIL, None, "<b>bold</b>, folk", 17.0, ["<img src=x onerror=alert(2)>", "</pre><script>alert(3)"]),
+    ("mumble", "en", "folk", 18.0, ["la"]),
+    ("no_band", "fr", "", 19.0, ["la la", "lo lo"]),
+    ("test", "de", "folk", 20.0, ["la la", "lo lo"]),
+]
+
+
+def _notes(seconds: float, seed: int) -> np.ndarray:
+    """A melody with overtones, float32 at 16 kHz, each note of a loudness of its own."""
+    random = np.random.default_rng(seed)
+    times = np.arange(4000) / 16_000
+    melody = []
+    for _ in range(int(seconds * 4)):
+        pitch_hz = 110 * 2 ** (random.integers(0, 24) / 12)
+        note = sum(np.sin(2 * np.pi * harmonic * pitch_hz * times) / harmonic for harmonic in range(1, 9))
+        melody.append(random.uniform(0.05, 0.2) * note * np.exp(-3 * times))
+    return np.concatenate(melody).astype(np.float32)
+
+
+@pytest.fixture(scope="session")
+def sung_corpus(tmp_path_factory, repository) -> Path:
+    """``FOLDER/corpus``, built from the songs above, whose audio went through an embedded codec in ``FOLDER/codes``."""
+    folder = tmp_path_factory.mktemp("sung")
+    (folder / "songs").mkdir()
+    lines = []
+    for number, (id, language, genres, seconds, lyrics) in enumerate(SUNG_SONGS):
+        vocals, accompaniment = _notes(seconds, 2 * number), _notes(seconds, 2 * number + 1)
+        sounds = {"vocals_audio": vocals, "instrumental_audio": accompaniment, "audio": vocals + accompaniment}
+        if id == "no_band":
+            del sounds["instrumental_audio"]
+        paths = {field: f"{number}.{field}.wav" for field in sounds}
+        for field, samples in sounds.items():
+            soundfile.write(folder / "songs" / paths[field], samples, 16_000)
+        half, end = 350, int(50 * seconds)
+        segments = [
+            {"line_content": f"[verse]\n{line}\n\n", "codec_frame_start": start, "codec_frame_end": stop}
+            for line, start, stop in zip(lyrics, (0, half), (half, end), strict=False)
+        ]
+        line = {"id": id, "genres": genres, "audio_length_in_sec": seconds, **paths}
+        line |= {"language": language} if language else {}
+        lines.append(line | {"splitted_lyrics": {"segmented_lyrics": segments}})
+    (folder / "songs" / "manifest.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    encode_manifest(folder / "songs" / "manifest.jsonl", folder / "codes", codebooks=3, codebook_size=256, processes=1)
+    shutil.copy(repository / "tests" / "data" / "small_vocabulary.yaml", folder / "vocabulary.yaml")
+    train_text_tokenizer(["[verse]\nla la\n\nlo lo\n\n", "folk, female"], folder / "tokenizer.model", 300)
+    manifest = {"manifest": "codes/manifest.jsonl"}
+    sources = {
+        "cot": manifest | {"task": "lyrics_to_song", "min_lyric_lines": 2},
+        "cot_held_out": manifest | {"task": "lyrics_to_song", "split": "held_out"},
+        "dual": manifest | {"task": "unconditional", "tracks": "dual"},
+        "residual": manifest | {"task": "residual", "codebooks": 3, "min_distinct_codes": 3, "tracks": ["mix"]},
+        "residual_rest": manifest
+        | {"task": "residual", "codebooks": 3, "min_distinct_codes": 3, "tracks": ["mix"], "repeat_codebook_0": False},
+    }
+    spec = {"vocabulary": "vocabulary.yaml", "tokenizer": "tokenizer.model", "held_out": ["test"], "sources": sources}
+    (folder / "spec.yaml").write_text(yaml.safe_dump(spec))
+    build_corpus(folder / "spec.yaml", folder / "corpus", processes=1)
+    return folder / "corpus"
