@@ -97,6 +97,14 @@ def read_songs_of_document(prefix: str | os.PathLike, document: int) -> list[dic
         return pq.read_table(path, columns=SCHEMA.names, filters=[("document", "=", document)]).to_pylist()
 
 
+def read_documents_of_song(prefix: str | os.PathLike, song: str) -> list[int]:
+    """Numbers of the documents that hold something of a song, rising; raises InputError where the table is missing."""
+    path = Path(prefix_file(prefix, SUFFIX))
+    with _reading(path):
+        rows = pq.read_table(path, columns=["document"], filters=[("id", "=", song)])
+    return sorted(set(rows["document"].to_pylist()))
+
+
 def contents_in_batches(prefix: str | os.PathLike) -> Iterator[pa.Table]:
     """The table of a source in pieces of about a row group, none of which divides a document."""
     path = Path(prefix_file(prefix, SUFFIX))
