@@ -112,6 +112,17 @@ def inspect(
             typer.echo(path)
 
 
+@app.command(epilog="Example: megatron-music trace song-0417 runs/yue_7b")
+def trace(
+    song: Annotated[str, typer.Argument(help="The song's id in its manifest.")],
+    run: Annotated[Path, typer.Argument(help="Run folder, or a recipe for a run that has not begun.")],
+) -> None:
+    """Print when a run has seen, or will see, a song: phase, step, sample, and the tokens of it in there."""
+    from megatron_music.training.trace import trace_text
+
+    typer.echo(trace_text(song, run))
+
+
 @app.command(epilog="Example: megatron-music train examples/quickstart.yaml --processes 2 --set seed=2")
 def train(
     recipe: Annotated[Path, typer.Argument(help="Recipe file.")],
@@ -141,6 +152,20 @@ def export(
     from megatron_music.conversion.export import export_checkpoint
 
     export_checkpoint(checkpoint, out, dtype=dtype, corpus=corpus)
+
+
+@app.command("import", epilog="Example: megatron-music import YuE-s1-7B runs/yue_7b_in --vocabulary tokenizers/yue.yaml "
+             "--tokenizer tokenizer.model")  # fmt: skip
+def import_(
+    folder: Annotated[Path, typer.Argument(help="Hugging Face folder of a Llama network.")],
+    out: Annotated[Path, typer.Argument(help="Checkpoint folder to write, for `train --from`.")],
+    vocabulary: Annotated[Path | None, typer.Option(help="Vocabulary file.", show_default="the folder's own")] = None,
+    tokenizer: Annotated[Path | None, typer.Option(help="SentencePiece model.", show_default="the folder's")] = None,
+) -> None:
+    """Write a Hugging Face Llama folder as a checkpoint that training goes on from, on any layout."""
+    from megatron_music.conversion.import_llama import import_llama
+
+    import_llama(folder, out, vocabulary, tokenizer)
 
 
 @app.command(

@@ -13,6 +13,7 @@ import yaml
 from megatron_music.corpus.build import build_corpus
 from megatron_music.corpus.encode import encode_manifest
 from megatron_music.corpus.indexed import IndexedWriter
+from megatron_music.recipe.recipe import Recipe
 from megatron_music.vocabulary.text import train_text_tokenizer
 
 
@@ -29,6 +30,41 @@ def write_source() -> Callable[..., Path]:
         return prefix
 
     return write
+
+
+@pytest.fixture
+def make_recipe(tmp_path) -> Callable[..., Recipe]:
+    """A recipe over the corpus in ``tmp_path``, from (tokens, context, batch, mixture) of each phase."""
+
+    def make(phases: list[tuple[int, int, int, dict]], **fields) -> Recipe:
+        content = {
+            "name": "small",
+            "vocabulary": "vocabulary.yaml",
+            "corpus": ".",
+            "run": "run",
+            "network": {
+                "hidden_size": 8,
+                "layers": 1,
+                "attention_heads": 1,
+                "key_value_heads": 1,
+                "ffn_hidden_size": 8,
+                "position_limit": 4096,
+            },
+            "phases": [
+                {
+                    "name": f"phase-{number}",
+                    "tokens": tokens,
+                    "context_tokens": context,
+                    "batch_sequences": batch,
+                    "learning_rate": 1e-3,
+                    "mixture": mixture,
+                }
+                for number, (tokens, context, batch, mixture) in enumerate(phases)
+            ],
+        }
+        return Recipe.parse({**content, **fields}, tmp_path / "recipe.yaml")
+
+    return make
 
 
 EVIL = "<script>alert(1)</script>"
