@@ -42,6 +42,30 @@ def songbook(
     render_songbook(source, out, takes=takes, seed=seed, processes=processes)
 
 
+@app.command(epilog="Example: megatron-music manifest recordings songs --source home --licence CC0")
+def manifest(
+    folder: Annotated[Path, typer.Argument(help="Folder of recordings, with folders below it.")],
+    out: Annotated[Path, typer.Argument(help="Folder for manifest.jsonl and rejects.parquet.")],
+    speech: Annotated[bool, typer.Option("--speech", help="Clips of speech: a .txt holds what is said.")] = False,
+    language: Annotated[str | None, typer.Option(help="ISO 639-1 code where a song names none.")] = None,
+    source: Annotated[str | None, typer.Option(help="Where the songs come from, where they don't say.")] = None,
+    licence: Annotated[str | None, typer.Option(help="Their licence, where they don't say.")] = None,
+) -> None:
+    r"""Make a manifest of a folder: recordings with their stems, lyrics and tags, paired by name.
+
+    A song is song.mp3 (or wav, flac, ogg, opus, aiff) or song/mix.mp3.
+
+    Stems: song.vocals.wav and song.instrumental.wav, or song/vocals.wav and song/no_vocals.wav.
+
+    Lyrics: song.lrc with times, or song.txt with labels such as \[verse] on lines of their own; or song/lyrics.txt.
+
+    Tags and more: song.tags.txt; song.json with fields of a manifest (tags, language, id, msa) and any others.
+    """
+    from megatron_music.songs.folder import manifest_of_folder
+
+    typer.echo(manifest_of_folder(folder, out, speech, language, source, licence))
+
+
 @app.command(epilog="Example: megatron-music tokenizer songs/manifest.jsonl tokenizer.model --size 1024")
 def tokenizer(
     manifest: Annotated[Path, typer.Argument(help="Manifest whose lyrics and tags are learned from.")],
@@ -104,10 +128,11 @@ def inspect(
 ) -> None:
     """Print a document of a corpus in words, or the table of a corpus; decode a document to audio."""
     from megatron_music.corpus.inspect import corpus_table, inspect_source
-    from megatron_music.corpus.listen import write_document_audio
 
     typer.echo(corpus_table(prefix) if prefix.is_dir() else inspect_source(prefix, document))
     if listen is not None:
+        from megatron_music.corpus.listen import write_document_audio
+
         for path in write_document_audio(prefix, document, listen, weights):
             typer.echo(path)
 
@@ -121,6 +146,21 @@ def trace(
     from megatron_music.training.trace import trace_text
 
     typer.echo(trace_text(song, run))
+
+
+@app.command(epilog="Example: megatron-music report runs/corpus --out report.html --documents 50")
+def report(
+    corpus: Annotated[Path, typer.Argument(help="Corpus folder.")],
+    out: Annotated[Path | None, typer.Option(help="HTML file.", show_default="CORPUS/report.html")] = None,
+    documents: Annotated[int, typer.Option(min=0, help="Documents to show, spread over the sources.")] = 20,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the choice.")] = 0,
+    weights: Annotated[str | None, typer.Option(help="The codec's weights.", show_default="the corpus' own")] = None,
+    audio: Annotated[bool, typer.Option(help="Decode the documents' audio.")] = True,
+) -> None:
+    """Write an HTML page about a corpus: its numbers, its rejects, and documents to read and to listen to."""
+    from megatron_music.corpus.report import write_report
+
+    typer.echo(write_report(corpus, out, documents, seed, weights, audio))
 
 
 @app.command(epilog="Example: megatron-music train examples/quickstart.yaml --processes 2 --set seed=2")

@@ -1,19 +1,40 @@
-"""Reading a distributed checkpoint tensor by tensor, without megatron-core and without the network that wrote it.
+"""Distributed checkpoints tensor by tensor, without megatron-core and without the network that they belong to.
 
 megatron-core writes torch's distributed format: the shards of every tensor with their offsets in the whole, so that
 any part can be put together again whatever the layout of the run. The layers' tensors of one name are the rows of one
 tensor.
 """
 
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch.distributed.checkpoint import DefaultLoadPlanner, FileSystemReader
-from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, TensorStorageMetadata
-from torch.distributed.checkpoint.planner import LoadPlan, ReadItem
+from torch.distributed.checkpoint import (
+    DefaultLoadPlanner,
+    DefaultSavePlanner,
+    FileSystemReader,
+    FileSystemWriter,
+)
+from torch.distributed.checkpoint.default_planner import create_default_global_save_plan
+from torch.distributed.checkpoint.metadata import (
+    ChunkStorageMetadata,
+    MetadataIndex,
+    TensorProperties,
+    TensorStorageMetadata,
+)
+from torch.distributed.checkpoint.planner import (
+    LoadPlan,
+    ReadItem,
+    SavePlan,
+    TensorWriteData,
+    WriteItem,
+    WriteItemType,
+)
 from torch.distributed.checkpoint.planner_helpers import create_read_items_for_chunk_list
 
 from megatron_music.errors import InputError
+from megatron_music.files import write_json
 
 MASTER_PREFIX = "optimizer.state.param."
 """Before the name of a weight, that of the optimizer's FP32 master copy."""
@@ -78,3 +99,63 @@ class _IntoOne(DefaultLoadPlanner):
         for dimension, (offset, length) in enumerate(zip(read_item.dest_offsets, read_item.lengths, strict=True)):
             place = place.narrow(dimension, offset, length)
         return place
+
+
+@dataclass(frozen=True)
+class Row:
+    """A tensor to write, or one layer's row of the tensor that holds all layers.
+
+    Attributes:
+        name: megatron-core's name, which the layers share.
+        layer, layers: which row of how many; None for a tensor outside the layers.
+        shape: of the row.
+        load: gives it, of ``dtype``; called once, when its turn has come.
+    """
+
+    name: str
+    layer: int | None
+    layers: int
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    load: Callable[[], torch.Tensor]
+
+    def write_item(self) -> WriteItem:
+        """The row as torch's format places it in the whole tensor."""
+        within, size = torch.Size([0] * len(self.shape)), torch.Size(self.shape)
+        offsets, sizes, whole = within, size, size
+        if self.layer is not None:
+            offsets, sizes, whole = (torch.Size((n, *rest)) for n, rest in
+                                     ((self.layer, within), (1, size), (self.layers, size)))  # fmt: skip
+        chunk = ChunkStorageMetadata(offsets=offsets, sizes=sizes)
+        data = TensorWriteData(chunk=chunk, properties=TensorProperties(dtype=self.dtype), size=whole)
+        return WriteItem(MetadataIndex(self.name, offsets), WriteItemType.SHARD, tensor_data=data)
+
+
+def write_checkpoint(folder: Path, rows: Sequence[Row]) -> None:
+    """Writes rows as a distributed checkpoint that megatron-core loads on any layout, into the existing ``folder``.
+
+    They are loaded one at a time; memory holds one row, and the last one of every name.
+    """
+    planner = _OneByOne(rows)
+    writer = FileSystemWriter(folder)
+    writer.set_up_storage_writer(is_coordinator=True)
+    plans, metadata = create_default_global_save_plan([SavePlan([row.write_item() for row in rows])])
+    [plan] = writer.prepare_global_plan([writer.prepare_local_plan(plans[0])])
+    writer.finish(metadata, [writer.write_data(plan, planner).wait()])
+    torch.save({}, folder / "common.pt")
+    versions = {"sharded_backend": "torch_dist", "sharded_backend_version": 1}
+    write_json(folder / "metadata.json", versions | {"common_backend": "torch", "common_backend_version": 1})
+
+
+class _OneByOne(DefaultSavePlanner):
+    """Loads each row when it is written."""
+
+    def __init__(self, rows: Sequence[Row]):
+        super().__init__()
+        self._rows = {row.write_item().index: row for row in rows}
+
+    def resolve_data(self, write_item: WriteItem) -> torch.Tensor:
+        """The row, in the shape in which it stands in the whole tensor."""
+        row = self._rows[write_item.index]
+        tensor = row.load()
+        return tensor if row.layer is None else tensor[None]

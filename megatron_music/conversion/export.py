@@ -1,4 +1,4 @@
-"""From a checkpoint of `train` to a Hugging Face Llama folder that transformers, vLLM and `generate` load.
+"""From a checkpoint, trained or imported, to a Hugging Face Llama folder that transformers, vLLM and `generate` load.
 
 The folder carries what belongs to the weights: vocabulary, text tokenizer, fitted codec, the tasks of the training
 documents (`documents.json`), the published sampling settings, and a model card.
@@ -14,8 +14,8 @@ from megatron_music.corpus.blend import read_stocks, token_shares
 from megatron_music.errors import InputError
 from megatron_music.files import atomic_path, read_json, write_json
 from megatron_music.progress import track
-from megatron_music.recipe.recipe import Recipe
-from megatron_music.training.run_folder import CheckpointState, RunFolder, read_state
+from megatron_music.recipe.recipe import Network, Recipe
+from megatron_music.training.run_folder import NETWORK, CheckpointState, RunFolder, read_network, read_state
 from megatron_music.vocabulary.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
@@ -29,10 +29,14 @@ CARRIED = ("vocabulary.yaml", "tokenizer.model")
 
 @dataclass(frozen=True)
 class Trained:
-    """A checkpoint with what its run says of it."""
+    """A checkpoint with what its run says of it.
+
+    ``corpus`` holds vocabulary, tokenizer and codec; an imported checkpoint holds them itself and has no recipe.
+    """
 
     checkpoint: Path
-    recipe: Recipe
+    network: Network
+    recipe: Recipe | None
     state: CheckpointState
     corpus: Path
     vocabulary: Vocabulary
@@ -50,18 +54,25 @@ class Trained:
         if complete:
             checkpoint = complete[-1][0]
         state = read_state(checkpoint)
-        recipe = Recipe.load(checkpoint / "recipe.yaml")
-        corpus = Path(corpus or recipe.corpus)
+        imported = (checkpoint / NETWORK).is_file()
+        recipe = None if imported else Recipe.load(checkpoint / "recipe.yaml")
+        corpus = Path(corpus or (recipe.corpus if recipe else checkpoint))
         for name in CARRIED:
             if not (corpus / name).is_file():
                 raise InputError(corpus, f"has no {name}", "name the corpus that the model was trained on (--corpus)")
-        return cls(checkpoint, recipe, state, corpus, Vocabulary.load(corpus / "vocabulary.yaml"))
+        vocabulary = Vocabulary.load(corpus / "vocabulary.yaml")
+        return cls(checkpoint, read_network(checkpoint), recipe, state, corpus, vocabulary)
 
     def documents(self) -> dict[str, Any]:
         """What the network has read: the longest context, and task, options and shares of every source.
 
-        Only phases up to the checkpoint's own count; a network can be declared for more positions than it has seen.
+        Only phases up to the checkpoint's own count; a network can be declared for more positions than it has seen. Of
+        an imported checkpoint, what the imported folder said.
         """
+        if self.recipe is None:
+            path = self.checkpoint / "documents.json"
+            unknown = {"context_tokens": self.network.position_limit, "sources": {}}
+            return read_json(path) if path.is_file() else {"codec": self.vocabulary.default_codec} | unknown
         names = [phase.name for phase in self.recipe.phases]
         phases = self.recipe.phases[: names.index(self.state.phase) + 1]
         trained = self.recipe.model_copy(update={"corpus": self.corpus, "phases": phases})
@@ -99,13 +110,13 @@ def export_checkpoint(
         raise InputError("dtype", f"{dtype} can't be exported", f"choose from {', '.join(DTYPES)}")
     refuse_foreign_folder(out, "config.json")
     trained = Trained.open(checkpoint, corpus)
-    vocabulary, network = trained.vocabulary, trained.recipe.network
+    vocabulary, network = trained.vocabulary, trained.network
     reader = CheckpointReader(trained.checkpoint)
     weights = list(llama_weights(network, vocabulary.padded_size))
     _check_shapes(reader, weights)
     documents = trained.documents()
     # Read before the first weight, so that a bad metrics file costs no conversion.
-    card = model_card(trained.recipe, trained.state, trained.checkpoint, documents, dtype, vocabulary.padded_size)
+    card = _card(trained, documents, dtype)
     config = llama_config(network, vocabulary.padded_size, dtype, vocabulary.special("<EOA>"))
     with atomic_path(out) as folder:
         folder.mkdir()
@@ -118,6 +129,14 @@ def export_checkpoint(
         if (trained.corpus / "codec").is_dir():
             shutil.copytree(trained.corpus / "codec", folder / "codec")
         (folder / "README.md").write_text(card, encoding="utf-8")
+
+
+def _card(trained: Trained, documents: dict[str, Any], dtype: str) -> str:
+    size = trained.vocabulary.padded_size
+    if trained.recipe is not None:
+        return model_card(trained.recipe, trained.state, trained.checkpoint, documents, dtype, size)
+    origin = read_json(trained.checkpoint / NETWORK)["imported_from"]
+    return f"# Imported network\n\nFrom `{Path(origin).name}` through megatron-music, not trained further; {dtype}.\n"
 
 
 def refuse_foreign_folder(out: Path, mark: str) -> None:

@@ -17,14 +17,15 @@ class Weight:
         shape: its shape there.
         source: the checkpoint's tensor.
         layer: which row of that tensor, None for all of it.
-        take: cuts the weight out of that row.
+        view: the part of that row that holds the weight, sharing its memory; its shape may differ from ``shape``, the
+            order of its numbers does not.
     """
 
     name: str
     shape: tuple[int, ...]
     source: str
     layer: int | None
-    take: Callable[[torch.Tensor], torch.Tensor]
+    view: Callable[[torch.Tensor], torch.Tensor]
 
     @property
     def elements(self) -> int:
@@ -45,11 +46,7 @@ def llama_weights(network: Network, vocabulary_size: int) -> Iterator[Weight]:
         return tensor
 
     def of_group(first: int, count: int) -> Callable[[torch.Tensor], torch.Tensor]:
-        def take(qkv: torch.Tensor) -> torch.Tensor:
-            heads = qkv.view(groups, per_group + 2, head, hidden)[:, first : first + count]
-            return heads.reshape(groups * count * head, hidden)
-
-        return take
+        return lambda qkv: qkv.view(groups, per_group + 2, head, hidden)[:, first : first + count]
 
     yield Weight(
         "model.embed_tokens.weight", (vocabulary_size, hidden), "embedding.word_embeddings.weight", None, whole

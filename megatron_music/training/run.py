@@ -21,7 +21,8 @@ def train(recipe: Recipe, processes: int | None = None, branch_from: Path | None
     each GPU, or as many as hold one model, where none are named).
 
     Args:
-        branch_from: checkpoint of another run whose weights, and optimizer state where it has one, a fresh run starts from.
+        branch_from: checkpoint, of another run or imported, that a fresh run starts from: with its weights and, where
+            it has one, its optimizer state.
 
     Raises:
         InputError: before any process starts, where recipe, corpus, layout or run folder do not fit.
