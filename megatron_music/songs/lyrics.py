@@ -81,8 +81,9 @@ def lyrics_text(song: Song) -> str:
 
 def _plain_sections(text: str) -> list[Section]:
     sections = [Section("", ())]
-    labelled = any(_LABEL.fullmatch(line) for line in text.splitlines())
-    for line in text.splitlines():
+    lines = [line for line in text.splitlines() if not _METADATA.fullmatch(line)]
+    labelled = any(_LABEL.fullmatch(line) for line in lines)
+    for line in lines:
         label = _LABEL.fullmatch(line)
         if label:
             sections.append(Section(plain_label(label[1]), ()))

@@ -20,7 +20,7 @@ def test_plain_text_in_labelled_sections():
 
 def test_plain_text_without_labels_is_split_at_blank_lines():
     assert _texts("One\nTwo\n\n\nThree\r\n") == [("", ["One", "Two"]), ("", ["Three"])]
-    assert _texts(" \n\n") == []
+    assert _texts(" \n\n[ti:Nothing]\n") == []
 
 
 def test_lrc_lines_have_times_and_end_where_the_next_begins():

@@ -1,0 +1,348 @@
+"""From a folder of recordings to a manifest: pairs audio with stems, lyrics and tags by their names.
+
+In ``FOLDER`` and all folders below it (hidden ones and links to folders left out), where ``song`` is any name:
+
+| file | is |
+| --- | --- |
+| `song.mp3` | the mix; wav, flac, ogg, opus, mp3 and aiff can be read |
+| `song.vocals.wav`, `song/vocals.wav` | vocals |
+| `song.instrumental.wav`, `song/no_vocals.wav` | accompaniment; `accompaniment` is a third name for it |
+| `song/mix.wav` | the mix as well |
+| `song.lrc`, `song/lyrics.lrc` | lyrics with times; preferred to a `.txt` |
+| `song.txt`, `song/lyrics.txt` | lyrics with labels such as `[verse]`; or with LRC times |
+| `song.tags.txt`, `song/tags.txt` | tags, on one line or more |
+| `song.json`, `song/song.json` | fields of a manifest (`genres` or `tags`, `language`, `id`, `msa`, ...) and others |
+
+Case does not matter. The id is the path without suffix, ``album/song``, unless a ``.json`` has another. Tags come from
+the first that there is of ``.tags.txt``, ``.json`` and the audio file's own metadata, which also gives title, artist,
+album, date and licence. All text is UTF-8. Lengths are what the files' headers say: nothing is decoded here.
+
+Lyrics with times become segments, and are kept as ``lines``. So do lyrics whose labels are those of the sections in
+``msa``. Other lyrics are kept as ``lyrics``, for the annotator ``align``. With ``speech``, a ``.txt`` is what is said
+in a clip, and becomes the song's ``text``.
+
+A song of which a file can't be used is left out and stands in ``rejects.parquet`` with the file and the reason; so do
+lyrics and tags without audio. Other stems of a separation (``drums``, ``bass``, ...) beside vocals are passed over.
+"""
+
+import io
+import json
+import os
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from functools import partial
+from itertools import groupby, islice
+from pathlib import Path
+from typing import Any
+
+import soundfile
+
+from megatron_music.errors import InputError
+from megatron_music.progress import track
+from megatron_music.songs.alignment import TimedSection, tile, timed_sections
+from megatron_music.songs.lyrics import Section, is_timed, read_sections
+from megatron_music.songs.manifest import AUDIO_FIELDS, read_songs, write_manifest, write_rejects
+from megatron_music.songs.song import Reject, Rejected, Song
+
+AUDIO_SUFFIXES = (
+    ".wav", ".flac", ".aiff", ".aif", ".ogg", ".oga", ".opus", ".mp3", ".m4a", ".aac", ".wma", ".mp4", ".webm"
+)  # fmt: skip
+"""Files taken for audio, the better first where a track has several; the last five get a reject that says so."""
+TRACK_NAMES = {
+    "mix": "mix", "mixture": "mix", "vocals": "vocals", "vocal": "vocals", "accompaniment": "accompaniment",
+    "instrumental": "accompaniment", "no_vocals": "accompaniment",
+}  # fmt: skip
+FURTHER_STEMS = ("drums", "bass", "other", "guitar", "piano")
+_LONGEST_S = 24 * 3600.0
+_METADATA = {"title": "title", "artist": "artist", "album": "album", "date": "date", "license": "licence"}
+_FOLDER_SIDECARS = {"lyrics.txt": ".txt", "lyrics.lrc": ".lrc", "tags.txt": ".tags.txt", "song.json": ".json"}
+_SIDECARS = (".tags.txt", ".txt", ".lrc", ".json")
+_THREADS, _BATCH = 16, 1024
+
+
+@dataclass(frozen=True)
+class _File:
+    """A file and what it is of which song: a track's name or one of ``_SIDECARS``; paths relative to the folder."""
+
+    id: str
+    role: str
+    path: str
+
+
+@dataclass
+class FolderSummary:
+    """What a folder held."""
+
+    songs: int = 0
+    seconds: float = 0.0
+    with_lyrics: int = 0
+    with_times: int = 0
+    with_stems: int = 0
+    with_tags: int = 0
+    further_stems: int = 0
+    rejected: Counter = field(default_factory=Counter)
+
+    def add(self, song: Song) -> None:
+        self.songs += 1
+        self.seconds += song.duration_s
+        self.with_lyrics += bool(song.segments or song.extra.get("lyrics") or song.text)
+        self.with_times += bool(song.segments)
+        self.with_stems += {"vocals", "accompaniment"} <= song.audio.keys()
+        self.with_tags += bool(song.genres)
+
+    def __str__(self) -> str:
+        lines = [
+            f"songs        {self.songs:,}",
+            f"hours        {self.seconds / 3600:,.2f}",
+            f"with lyrics  {self.with_lyrics:,} ({self.with_times:,} with times)",
+            f"with stems   {self.with_stems:,}",
+            f"with tags    {self.with_tags:,}",
+            f"rejected     {self.rejected.total():,}",
+        ]
+        lines += [f"  {rule:<18} {count:,}" for rule, count in sorted(self.rejected.items())]
+        if self.further_stems:
+            lines.append(f"passed over  {self.further_stems:,} stems other than vocals")
+        return "\n".join(lines)
+
+
+def manifest_of_folder(
+    folder: str | Path,
+    out: str | Path,
+    speech: bool = False,
+    language: str | None = None,
+    source: str | None = None,
+    licence: str | None = None,
+) -> FolderSummary:
+    """Writes ``out/rejects.parquet`` and ``out/manifest.jsonl``, in the order of the songs' paths.
+
+    Memory grows with the number of files, by some 300 bytes for each.
+
+    Args:
+        speech: whether ``.txt`` files hold what is said in clips.
+        language, source, licence: of all songs that do not say otherwise.
+
+    Raises:
+        InputError: there is no such folder, or no song in it that can be used; no manifest is written then.
+    """
+    folder, out = Path(folder), Path(out)
+    if not folder.is_dir():
+        raise InputError(folder, "is no folder", "name a folder of recordings")
+    summary = FolderSummary()
+    rejects: list[Reject] = []
+    files = sorted(_files(folder, out, summary, rejects), key=lambda file: (file.id, file.role, _rank(file.path)))
+    defaults = {name: value for name, value in (("source", source), ("licence", licence)) if value}
+    make = partial(_made, folder=folder.resolve(), speech=speech, language=language, defaults=defaults)
+    write_manifest(out / "manifest.jsonl", _songs(files, make, summary, rejects, out))
+    return summary
+
+
+def _songs(files: list[_File], make: Any, summary: FolderSummary, rejects: list[Reject], out: Path) -> Iterator[Song]:
+    """Songs one by one; writes the rejects before it ends, so that where a manifest is, the rejects are too."""
+    ids = sum(1 for _ in groupby(files, key=lambda file: file.id))
+    groups = (list(group) for _, group in groupby(files, key=lambda file: file.id))
+    seen: set[str] = set()
+    with ThreadPoolExecutor(_THREADS) as pool:  # reading headers is waiting for the disk
+        for made in track(_in_batches(pool, make, groups), "reading headers", total=ids):
+            rejects += made[1:]
+            song = made[0]
+            if song is None:
+                continue
+            if song.id in seen:
+                where = str(song.audio_path(next(iter(song.audio))))
+                rejects.append(Reject(song.id, "duplicate_id", "another song before has this id", where, song.id))
+                continue
+            seen.add(song.id)
+            summary.add(song)
+            yield song
+    summary.rejected.update(reject.rule for reject in rejects)
+    write_rejects(out / "rejects.parquet", rejects)
+    if not summary.songs:
+        why = f"; the first of {len(rejects)} rejects: {rejects[0].detail}" if rejects else ""
+        raise InputError(out, f"there is no song for a manifest{why}", "name a folder with wav, flac, ogg or mp3 files")
+
+
+def _in_batches(pool: ThreadPoolExecutor, make: Any, groups: Iterator[list[_File]]) -> Iterator[list]:
+    while batch := list(islice(groups, _BATCH)):
+        yield from pool.map(make, batch)
+
+
+def _files(folder: Path, out: Path, summary: FolderSummary, rejects: list[Reject]) -> Iterator[_File]:
+    """All files that belong to a song; folders that can't be read become rejects."""
+
+    def unreadable(error: OSError) -> None:
+        rejects.append(Reject("", "folder_unreadable", error.strerror or str(error), str(error.filename)))
+
+    passed = out.resolve()
+    for parent, folders, names in os.walk(folder, onerror=unreadable):
+        folders[:] = [name for name in folders if name[0] != "." and (Path(parent) / name).resolve() != passed]
+        place = os.path.relpath(parent, folder)
+        stems = {os.path.splitext(name)[0].lower() for name in names if _suffix(name) in AUDIO_SUFFIXES}
+        for name in names:
+            file = None if name[0] == "." else _file("" if place == "." else place, name, stems)
+            if file and file.role == "further":
+                summary.further_stems += 1
+            elif file:
+                yield file
+
+
+def _suffix(name: str) -> str:
+    return os.path.splitext(name)[1].lower()
+
+
+def _rank(path: str) -> tuple[int, str]:
+    suffix = _suffix(path)
+    return AUDIO_SUFFIXES.index(suffix) if suffix in AUDIO_SUFFIXES else 0, path
+
+
+def _file(place: str, name: str, stems_here: set[str]) -> _File | None:
+    """What a file is, by its name; None where it is nothing that this reads."""
+    path = os.path.join(place, name)
+    if place and name.lower() in _FOLDER_SIDECARS:
+        return _File(place, _FOLDER_SIDECARS[name.lower()], path)
+    for suffix in _SIDECARS:
+        if name.lower().endswith(suffix):
+            return _File(os.path.join(place, name[: -len(suffix)]), suffix, path)
+    if _suffix(name) not in AUDIO_SUFFIXES:
+        return None
+    stem = os.path.splitext(name)[0]
+    song, dot, last = stem.rpartition(".")
+    if last.lower() in FURTHER_STEMS and f"{song}{dot}vocals".lower() in stems_here:
+        return _File("", "further", path)
+    if last.lower() in TRACK_NAMES and (dot or place):
+        return _File(os.path.join(place, song) if dot else place, TRACK_NAMES[last.lower()], path)
+    return _File(os.path.join(place, stem), "mix", path)
+
+
+def _made(
+    files: list[_File], folder: Path, speech: bool, language: str | None, defaults: dict[str, str]
+) -> list[Song | Reject | None]:
+    """The song of files with one id, or None; and rejects."""
+    audio: dict[str, str] = {}
+    rejects = []
+    for file in files:
+        if file.role in AUDIO_FIELDS and file.role in audio:
+            detail = f"is the {file.role} of {file.id} like {audio[file.role]}, which is kept"
+            rejects.append(Reject(file.path, "duplicate_track", detail, str(folder / file.path)))
+        elif file.role in AUDIO_FIELDS:
+            audio[file.role] = file.path
+    sidecars = {file.role: folder / file.path for file in files if file.role in _SIDECARS}
+    if not audio:
+        sidecars.pop(".json", None)  # fields of whatever program
+        return [None, *(Reject(files[0].id, "audio_missing", "has no audio", str(path)) for path in sidecars.values())]
+    try:
+        song = _song(files[0].id, audio, sidecars, folder)
+        song = _with_speech(song, sidecars) if speech else _with_lyrics(song, sidecars)
+    except Rejected as rejected:
+        return [None, rejected.reject(files[0].id, folder / next(iter(audio.values()))), *rejects]
+    return [replace(song, language=song.language or language, extra={**defaults, **song.extra}), *rejects]
+
+
+def _song(id: str, audio: dict[str, str], sidecars: dict[str, Path], folder: Path) -> Song:
+    """A song with tracks, length, tags and the fields of its ``.json``."""
+    for path in audio.values():
+        if os.fsencode(path).decode(errors="replace") != path:
+            raise Rejected("not_utf8", f"the name of {path} is not UTF-8; rename it")
+    content = _fields(sidecars[".json"]) if ".json" in sidecars else {}
+    content |= {name: audio.get(role) for role, name in AUDIO_FIELDS.items()}
+    lengths_s, metadata = {}, {}
+    for role, path in audio.items():
+        lengths_s[role], found = _header(folder / path)
+        metadata = found | metadata
+    content["audio_length_in_sec"] = round(lengths_s.get("mix", max(lengths_s.values())), 3)
+    if ".tags.txt" in sidecars:
+        content["genres"] = ", ".join(filter(None, map(str.strip, _text(sidecars[".tags.txt"]).splitlines())))
+    elif not content.get("genres") and metadata.get("genre"):
+        content["genres"] = metadata["genre"]
+    for name, ours in _METADATA.items():
+        if metadata.get(name):
+            content.setdefault(ours, metadata[name])
+    # Read like a line of any manifest, so that a .json is judged by the same rules.
+    line = json.dumps({"id": id.replace(os.sep, "/"), **content})
+    (song,) = read_songs(io.BytesIO(line.encode()), folder / "manifest.jsonl")
+    if isinstance(song, Reject):
+        raise Rejected(song.rule, f"{sidecars.get('.json', id)}: {song.detail}", song.value)
+    return song
+
+
+def _header(path: Path) -> tuple[float, dict[str, str]]:
+    """Seconds of audio and metadata that a file's header announces."""
+    if not path.is_file():  # opening a pipe would wait for ever
+        raise Rejected("audio_missing", f"{path} is no file, or a link to none")
+    try:
+        with soundfile.SoundFile(path) as file:
+            frames, sample_rate, metadata = file.frames, file.samplerate, file.copy_metadata()
+    except (soundfile.LibsndfileError, OSError, ValueError, RuntimeError) as error:
+        reason = getattr(error, "error_string", None) or error
+        raise Rejected("audio_unreadable", f"{path} can't be read ({reason}); use wav, flac, ogg or mp3") from None
+    if frames <= 0:
+        raise Rejected("audio_empty", f"{path} holds no samples")
+    if frames / sample_rate > _LONGEST_S:
+        # A stream that was never closed announces the largest number there is.
+        raise Rejected("audio_unreadable", f"{path} announces {frames / sample_rate / 3600:.0f} hours")
+    return frames / sample_rate, {name: " ".join(text.split()) for name, text in metadata.items()}
+
+
+def _text(path: Path) -> str:
+    if not path.is_file():
+        raise Rejected("text_unreadable", f"{path} is no file, or a link to none")
+    try:
+        return path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise Rejected("not_utf8", f"{path} is not UTF-8 (byte {error.start})") from None
+    except OSError as error:
+        raise Rejected("text_unreadable", f"{path} can't be read ({error.strerror})") from None
+
+
+def _fields(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(_text(path))
+    except (ValueError, RecursionError) as error:
+        raise Rejected("not_json", f"{path}: {error}") from None
+    if not isinstance(content, dict):
+        raise Rejected("not_json", f"{path} holds a {type(content).__name__}, not an object of fields")
+    tags = content.pop("tags", None)
+    if isinstance(tags, list) and all(isinstance(tag, str) for tag in tags):
+        tags = ", ".join(tags)
+    return content if tags is None else {"genres": tags, **content}
+
+
+def _with_speech(song: Song, sidecars: dict[str, Path]) -> Song:
+    if ".txt" not in sidecars:
+        return song
+    words = " ".join(_text(sidecars[".txt"]).split())
+    if not words:
+        raise Rejected("text_empty", f"{sidecars['.txt']} holds no text")
+    return replace(song, text=words)
+
+
+def _with_lyrics(song: Song, sidecars: dict[str, Path]) -> Song:
+    """The song with segments where its lyrics have times, or sections that are those of its structure."""
+    path = sidecars.get(".lrc") or sidecars.get(".txt")
+    if path is None:
+        return song
+    text = _text(path)
+    sections = read_sections(text)
+    if not sections:
+        raise Rejected("text_empty", f"{path} holds no lyrics")
+    timed: list[TimedSection] = []
+    extra = dict(song.extra)
+    if is_timed(sections):
+        timed = timed_sections(sections, song.duration_s)
+        extra["lines"] = [
+            {"text": line.text, "start": line.start_s, "end": line.end_s or song.duration_s}
+            for section in sections
+            for line in section.lines
+            if line.start_s < song.duration_s
+        ]
+    else:
+        extra["lyrics"] = "\n".join(text.splitlines())
+        if [section.label for section in sections] == [part["label"] for part in song.structure]:
+            timed = [_placed(section, part) for section, part in zip(sections, song.structure, strict=True)]
+    segments = song.segments or tile(timed, song.structure, song.duration_s)
+    return replace(song, segments=segments, extra=extra)
+
+
+def _placed(section: Section, part: dict[str, Any]) -> TimedSection:
+    return TimedSection(section.label, tuple(line.text for line in section.lines), part["start"], part["end"])
