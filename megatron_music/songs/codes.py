@@ -73,15 +73,17 @@ def load_codes(song: Song, track: str, codec: CodecRange) -> np.ndarray:
     path, member = song.codes_path(track)
     codes_KT = _load_npy(path) if member is None else _load_member(path, member, codec.name)
     if codes_KT.dtype.kind not in "iu":
-        raise Rejected("codes_type", f"{path} holds {codes_KT.dtype}, not integers")
+        raise Rejected("codes_type", f"{path} holds {codes_KT.dtype}, not integers", codes_KT.dtype)
     if codes_KT.ndim != 2 or not 1 <= codes_KT.shape[0] <= codec.codebooks or not codes_KT.shape[1]:
-        shape = ", ".join(map(str, codes_KT.shape))
-        raise Rejected("codes_shape", f"{path} has shape ({shape}), not (1 to {codec.codebooks} codebooks, frames)")
+        shape = f"({', '.join(map(str, codes_KT.shape))})"
+        detail = f"{path} has shape {shape}, not (1 to {codec.codebooks} codebooks, frames)"
+        raise Rejected("codes_shape", detail, shape)
     lowest, highest = int(codes_KT.min()), int(codes_KT.max())
     if lowest < 0 or highest >= codec.codebook_size:
         raise Rejected(
             "codes_range",
             f"{path} has codes from {lowest} to {highest}, {codec.name} has 0 to {codec.codebook_size - 1}",
+            lowest if lowest < 0 else highest,
         )
     return codes_KT.astype(np.int16)
 
@@ -105,7 +107,7 @@ def _load_member(path: Path, member: str, codec: str) -> np.ndarray:
         raise Rejected("codes_missing", f"{path.name}#{member} does not name a song and a track as #ID/TRACK")
     row = _shard(path, *_stamp(path)).find(id, track)
     if row.codec != codec:
-        raise Rejected("codes_codec", f"{path.name}#{member} holds {row.codec} codes, not {codec}")
+        raise Rejected("codes_codec", f"{path.name}#{member} holds {row.codec} codes, not {codec}", row.codec)
     return row.codes_KT
 
 

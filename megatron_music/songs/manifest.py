@@ -58,7 +58,7 @@ def read_songs(file: BinaryIO, path: Path, first_line: int = 1) -> Iterator[Song
                 id = _id(content)
                 song = _song(content, id, path.parent)
                 if id in seen:
-                    raise Rejected("duplicate_id", f"another line above has the id {id}")
+                    raise Rejected("duplicate_id", f"another line above has the id {id}", id)
                 seen.add(id)
                 yield song
             except Rejected as rejected:
@@ -73,6 +73,23 @@ def write_manifest(path: str | Path, songs: Iterable[Song]) -> None:
         with temporary.open("w", encoding="utf-8", errors="backslashreplace") as file:
             for song in songs:
                 file.write(json.dumps(_content(song, path.parent), ensure_ascii=False) + "\n")
+
+
+def manifest_field(song: Song, name: str) -> Any:
+    """The value of a field of a song's line, ``scores.quality`` of one within another; None where it is not there."""
+    known = {
+        "id": song.id,
+        "audio_length_in_sec": song.duration_s,
+        "genres": song.genres or None,
+        "language": song.language,
+        "text": song.text or None,
+    }
+    if name in known:
+        return known[name]
+    value: Any = song.extra
+    for part in [name] if name in song.extra else name.split("."):
+        value = value.get(part) if isinstance(value, dict) else None
+    return value
 
 
 def write_rejects(path: str | Path, rejects: Iterable[Reject]) -> None:
@@ -111,11 +128,12 @@ def _parse(line: bytes) -> dict[str, Any]:
     try:
         content = json.loads(line.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
-        raise Rejected("not_utf8", f"byte {error.start} of the line is not UTF-8") from None
+        raise Rejected("not_utf8", f"byte {error.start} of the line is not UTF-8", error.start) from None
     except (ValueError, RecursionError) as error:
         raise Rejected("not_json", str(error)) from None
     if not isinstance(content, dict):
-        raise Rejected("not_json", f"the line holds a {type(content).__name__}, not an object of fields")
+        kind = type(content).__name__
+        raise Rejected("not_json", f"the line holds a {kind}, not an object of fields", kind)
     return content
 
 
@@ -126,7 +144,7 @@ def _id(content: dict[str, Any]) -> str:
     if isinstance(id, int) and not isinstance(id, bool):
         id = str(id)
     if not isinstance(id, str) or not id.strip():
-        raise Rejected("wrong_type", f"id is {_shown(id)}, not a text")
+        raise Rejected("wrong_type", f"id is {_shown(id)}, not a text", _shown(id))
     return _text(id, "id")
 
 
@@ -163,7 +181,7 @@ def _duration(content: dict[str, Any]) -> float | None:
         return None
     duration_s = _number(content[name], name)
     if duration_s <= 0:
-        raise Rejected("duration", f"{name} is {duration_s:g}, not above 0")
+        raise Rejected("duration", f"{name} is {duration_s:g}, not above 0", duration_s)
     return duration_s
 
 
@@ -172,12 +190,13 @@ def _structure(content: dict[str, Any]) -> list[dict[str, Any]]:
     for index, section in enumerate(sections):
         where = f"msa[{index}]"
         if not isinstance(section, dict):
-            raise Rejected("wrong_type", f"{where} is {_shown(section)}, not an object")
+            raise Rejected("wrong_type", f"{where} is {_shown(section)}, not an object", _shown(section))
         for name in ("start", "end", "label"):
             if name not in section:
-                raise Rejected("missing_field", f"{where} has no {name}")
+                raise Rejected("missing_field", f"{where} has no {name}", name)
         if _number(section["start"], f"{where}.start") > _number(section["end"], f"{where}.end"):
-            raise Rejected("structure", f"{where} ends at {section['end']} s, before it starts at {section['start']} s")
+            detail = f"{where} ends at {section['end']} s, before it starts at {section['start']} s"
+            raise Rejected("structure", detail, section["end"])
         _text(section["label"], f"{where}.label")
     return sections
 
@@ -185,40 +204,41 @@ def _structure(content: dict[str, Any]) -> list[dict[str, Any]]:
 def _segment(segment: Any, index: int) -> Segment:
     where = f"{SEGMENTS}[{index}]"
     if not isinstance(segment, dict):
-        raise Rejected("wrong_type", f"{where} is {_shown(segment)}, not an object")
+        raise Rejected("wrong_type", f"{where} is {_shown(segment)}, not an object", _shown(segment))
     for name in sorted(SEGMENT_FIELDS):
         if segment.get(name) is None:
-            raise Rejected("missing_field", f"{where} has no {name}")
+            raise Rejected("missing_field", f"{where} has no {name}", name)
     text = _text(segment["line_content"], f"{where}.line_content")
     frames = [_frame(segment[name], f"{where}.{name}") for name in ("codec_frame_start", "codec_frame_end")]
     if frames[0] > frames[1]:
-        raise Rejected("segment_frames", f"{where} ends at frame {frames[1]}, before it starts at frame {frames[0]}")
+        detail = f"{where} ends at frame {frames[1]}, before it starts at frame {frames[0]}"
+        raise Rejected("segment_frames", detail, frames[1])
     return Segment(text, *frames, {name: value for name, value in segment.items() if name not in SEGMENT_FIELDS})
 
 
 def _frame(value: Any, where: str) -> int:
     if isinstance(value, bool) or not isinstance(value, int):
-        raise Rejected("wrong_type", f"{where} is {_shown(value)}, not a whole number")
+        raise Rejected("wrong_type", f"{where} is {_shown(value)}, not a whole number", _shown(value))
     if value < 0:
-        raise Rejected("segment_frames", f"{where} is {value}, below 0")
+        raise Rejected("segment_frames", f"{where} is {_shown(value)}, below 0", _shown(value))
     return value
 
 
 def _number(value: Any, where: str) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise Rejected("wrong_type", f"{where} is {_shown(value)}, not a number")
+        raise Rejected("wrong_type", f"{where} is {_shown(value)}, not a number", _shown(value))
     try:
         number = float(value)
     except OverflowError:
         number = math.inf
     if not math.isfinite(number):
-        raise Rejected("wrong_type", f"{where} is not a finite number")
+        raise Rejected("wrong_type", f"{where} is not a finite number", number)
     return number
 
 
 def _text(value: Any, where: str) -> str:
     if not isinstance(value, str):
-        raise Rejected("wrong_type", f"{where} is {_shown(value)}, not a text")
+        raise Rejected("wrong_type", f"{where} is {_shown(value)}, not a text", _shown(value))
     try:
         value.encode("utf-8")
     except UnicodeEncodeError:
@@ -235,7 +255,7 @@ def _typed(content: dict[str, Any], name: str, type: type, noun: str, default: A
     if value is None:
         return default
     if not isinstance(value, type):
-        raise Rejected("wrong_type", f"{where or name} is {_shown(value)}, not {noun}")
+        raise Rejected("wrong_type", f"{where or name} is {_shown(value)}, not {noun}", _shown(value))
     return value
 
 

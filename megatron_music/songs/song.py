@@ -8,6 +8,7 @@ from typing import Any
 
 TRACKS = ("mix", "vocals", "accompaniment")
 SHARD_SUFFIX = ".parquet"
+_COMMAS, _SPACES = re.compile("[,;，；、]"), re.compile(r"\s+")
 
 
 @dataclass
@@ -70,13 +71,13 @@ class Song:
     def audio_path(self, track: str) -> Path:
         """Path of a track's audio; raises Rejected where the song names none."""
         if track not in self.audio:
-            raise Rejected("audio_missing", f"the song names no {track} audio")
+            raise Rejected("audio_missing", f"the song names no {track} audio", track)
         return self.folder / self.audio[track]
 
     def codes_path(self, track: str) -> tuple[Path, str | None]:
         """Path of a track's codes and, in a shard, ``ID/TRACK``; raises Rejected where the song names none."""
         if track not in self.codes:
-            raise Rejected("codes_missing", f"the song names no {track} codes")
+            raise Rejected("codes_missing", f"the song names no {track} codes", track)
         name, member = split_reference(self.codes[track])
         return self.folder / name, member
 
@@ -109,6 +110,12 @@ class Reject:
     detail: str
     where: str
     value: str = ""
+
+
+def split_tags(genres: str) -> list[str]:
+    """The single tags in a manifest's ``genres``: told apart at commas where there are any, and at spaces otherwise."""
+    separator = _COMMAS if _COMMAS.search(genres) else _SPACES
+    return [tag.strip() for tag in separator.split(genres) if tag.strip()]
 
 
 def split_reference(reference: str) -> tuple[str, str | None]:
