@@ -20,6 +20,10 @@ app = typer.Typer(
 
 Processes = Annotated[int | None, typer.Option(min=1, help="Processes on this machine.", show_default="chosen")]
 
+Overrides = Annotated[
+    list[str] | None, typer.Option("--set", help="Change a field: a.b=c. May be given several times.")
+]
+
 
 @app.callback()
 def options(
@@ -87,12 +91,61 @@ def encode(
     weights: Annotated[str | None, typer.Option(help="Folder, checkpoint file or hub name of the codec.")] = None,
     codebooks: Annotated[int, typer.Option(min=1, max=8, help="Codebooks of the embedded codec.")] = 8,
     codebook_size: Annotated[int, typer.Option(min=2, max=1024, help="Codes of each of them.")] = 1024,
-    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
-    processes: Processes = None,
+    device: Annotated[str | None, typer.Option(help="cpu or cuda.", show_default="cuda with --gpus")] = None,
+    annotate: Annotated[
+        list[str] | None,
+        typer.Option(help="Annotator that hears every song first, such as separate; may be given several times."),
+    ] = None,
+    annotator_option: Annotated[
+        list[str] | None, typer.Option(metavar="ANNOTATOR.NAME=VALUE", help="For example separate.weights=FILE.")
+    ] = None,
+    window_seconds: Annotated[
+        float | None,
+        typer.Option(help="Cut tracks into windows, for GPU batches of many songs.", show_default="whole tracks"),
+    ] = None,
+    batch_seconds: Annotated[
+        float | None,
+        typer.Option(min=0, help="Audio encoded at once.", show_default="600 on a GPU, else track by track"),
+    ] = None,
+    shard_songs: Annotated[int, typer.Option(min=1, help="Songs a shard, which is whole or absent.")] = 64,
+    executor: Annotated[str, typer.Option(help="local, slurm or ray.")] = "local",
+    tasks: Annotated[int | None, typer.Option(min=1, help="Parts of the work.", show_default="chosen")] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Tasks at a time.", show_default="chosen")] = None,
+    gpus: Annotated[int, typer.Option(min=0, help="GPUs a task, on SLURM and Ray.")] = 0,
+    cpus: Annotated[int, typer.Option(min=1, help="CPU cores a task, on SLURM and Ray.")] = 1,
+    memory_gb: Annotated[float | None, typer.Option(help="Memory a task.", show_default="the cluster's")] = None,
+    time: Annotated[str | None, typer.Option(help="SLURM time limit.", show_default="the partition's")] = None,
+    partition: Annotated[str | None, typer.Option(help="SLURM partition.", show_default="the cluster's")] = None,
+    qos: Annotated[str | None, typer.Option(help="SLURM quality of service.")] = None,
+    account: Annotated[str | None, typer.Option(help="SLURM account.")] = None,
+    environment: Annotated[
+        str | None,
+        typer.Option(help="Shell command that sets up `python` in SLURM jobs.", show_default="this very Python"),
+    ] = None,
+    sbatch: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=VALUE", help="Any other option of sbatch, such as exclude=node7.")
+    ] = None,
+    wait: Annotated[bool, typer.Option("--wait", help="Stay until the SLURM jobs have ended.")] = False,
 ) -> None:
     """Turn audio into codec codes, in Parquet shards; run again, it goes on where it was stopped."""
-    from megatron_music.corpus.encode import encode_manifest
+    from megatron_music.corpus.encode import encode_manifest, parse_annotator_options
+    from megatron_music.corpus.executors import Machines, parse_sbatch_options
 
+    machines = Machines(
+        executor=executor,
+        tasks=tasks,
+        workers=workers,
+        gpus=gpus,
+        cpus=cpus,
+        memory_gb=memory_gb,
+        time=time,
+        partition=partition,
+        qos=qos,
+        account=account,
+        environment=environment,
+        sbatch=parse_sbatch_options(sbatch or []),
+        wait=wait,
+    )
     encode_manifest(
         manifest,
         out,
@@ -100,8 +153,13 @@ def encode(
         weights=weights,
         codebooks=codebooks,
         codebook_size=codebook_size,
-        processes=processes,
         device=device,
+        annotators=annotate or [],
+        annotator_options=parse_annotator_options(annotator_option or []),
+        window_seconds=window_seconds,
+        batch_seconds=batch_seconds,
+        shard_songs=shard_songs,
+        machines=machines,
     )
 
 
@@ -163,6 +221,19 @@ def report(
     typer.echo(write_report(corpus, out, documents, seed, weights, audio))
 
 
+@app.command(epilog="Example: megatron-music plan examples/yue_7b.yaml --set corpus=runs/corpus")
+def plan(
+    recipe: Annotated[Path, typer.Argument(help="Recipe file.")],
+    overrides: Overrides = None,
+) -> None:
+    """Check a recipe and print its phases, and what each source gives and how often; trains nothing."""
+    from megatron_music.cluster.plan import plan as plan_sections
+    from megatron_music.recipe.recipe import Recipe
+
+    for section in plan_sections(Recipe.load(recipe, overrides)):
+        typer.echo(f"{section}\n")
+
+
 @app.command(epilog="Example: megatron-music train examples/quickstart.yaml --processes 2 --set seed=2")
 def train(
     recipe: Annotated[Path, typer.Argument(help="Recipe file.")],
@@ -170,9 +241,7 @@ def train(
     branch_from: Annotated[
         Path | None, typer.Option("--from", help="Checkpoint of another run to start from (weights and optimizer).")
     ] = None,
-    overrides: Annotated[
-        list[str] | None, typer.Option("--set", help="Change a field: a.b=c. May be given several times.")
-    ] = None,
+    overrides: Overrides = None,
 ) -> None:
     """Train a recipe; run again, it goes on from its last complete checkpoint."""
     from megatron_music.recipe.recipe import Recipe

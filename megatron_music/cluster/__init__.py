@@ -1,0 +1,1 @@
+"""Before the GPUs: what a recipe will do, and what it needs."""
