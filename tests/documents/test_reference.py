@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+from scipy import stats
 
 from megatron_music.documents import lyrics_to_song
 from megatron_music.documents.reference import ReferenceOptions, documents, reference_frames
@@ -81,6 +82,33 @@ def test_lengths_are_the_truncated_normal():
     assert lengths_s.mean() == pytest.approx(29.89, abs=0.005)
     assert lengths_s.std() == pytest.approx(np.sqrt(3), abs=0.01)
     assert 20 <= lengths_s.min() < 25 and 35 < lengths_s.max() <= 40
+
+
+def test_drawn_lengths_pass_for_the_truncated_normal(songs, context):
+    """Kolmogorov-Smirnov: against a normal of mean 30 s and variance 3 on the published grid of 100 points."""
+    song = songs.song(frames=9000)
+    frames = [len(_reference(_make(song, context, seed, mode="mix"))[0]) for seed in range(2000)]
+    grid_s = np.linspace(20, 40, 100)
+    weights = stats.norm.pdf(grid_s, 30, np.sqrt(3))
+    cumulative = np.cumsum(weights) / weights.sum()
+    # A length of n frames was drawn between n and n + 1: its place within is drawn here.
+    drawn_s = (np.array(frames) + np.random.default_rng(0).random(len(frames))) / 50
+    assert stats.kstest(drawn_s, lambda seconds: np.interp(seconds, grid_s, cumulative)).pvalue > 0.01
+    assert stats.kstest(drawn_s, lambda seconds: stats.norm.cdf(seconds, 30, 2)).pvalue < 1e-3
+
+
+@pytest.mark.parametrize("chorus", [None, (40.0, 120.0)])
+def test_drawn_starts_are_uniform(songs, context, chorus):
+    """Given its length, a reference starts anywhere in the range, or in the chorus, with equal chance."""
+    song = songs.song(frames=9000)
+    first, last = (0, 9000) if chorus is None else (2000, 6000)
+    song.structure = [] if chorus is None else [{"start": chorus[0], "end": chorus[1], "label": "chorus"}]
+    track = np.load(song.folder / "mix.npy")[0] + 45334
+    places = []
+    for seed in range(600):
+        ids, _ = _reference(_make(song, context, seed, mode="mix"))
+        places.append((_start(ids, track) - first + 0.5) / (last - first - len(ids) + 1))
+    assert stats.kstest(places, "uniform").pvalue > 0.01
 
 
 def test_half_of_the_range_where_the_reference_does_not_fit(songs, context):
