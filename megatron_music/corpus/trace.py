@@ -47,10 +47,10 @@ def trace_song(song: str, recipe: Recipe) -> list[Occurrence]:
     Costs a look into the index of each of the song's sources an epoch; the run's length costs nothing. Raises
     InputError where no source of the run holds the song, or the corpus does not say which songs it holds.
     """
+    stream, spans = run_stream(recipe), phase_spans(recipe)
     documents = {name: read_documents_of_song(recipe.corpus / name, song) for name in recipe.source_names}
     if not any(documents.values()):
         raise _unknown(song, recipe)
-    stream, spans = run_stream(recipe), phase_spans(recipe)
     found = (place for name in documents for place in _occurrences(stream, spans, name, documents[name]))
     return sorted(found, key=lambda place: (place.sample, place.start))
 
