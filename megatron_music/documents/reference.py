@@ -3,7 +3,8 @@
 ``[start_of_reference]<SOA><codec>`` reference ``<EOA>[end_of_reference]`` stands between the header and the segments.
 Lengths and starts are distributed as in YuE's released preprocessor, but a dual-track reference always starts with a
 vocal code and holds whole frames; the released one counts tokens, and half of the time starts with an accompaniment
-code.
+code. Which segments are long enough is told by their frames, as in lyrics-to-song; here the released one goes by the
+manifest's ``duration``.
 """
 
 from functools import lru_cache

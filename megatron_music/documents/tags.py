@@ -7,6 +7,7 @@ from typing import Any, Literal
 import numpy as np
 
 from megatron_music.recipe.fields import Strict
+from megatron_music.songs.manifest import manifest_field
 from megatron_music.songs.song import Rejected, Song
 
 _COMMAS, _SPACES = re.compile("[,;，；、]"), re.compile(r"\s+")
@@ -49,7 +50,7 @@ def split_tags(genres: str) -> list[str]:
 def _further_tags(song: Song, present: set[str], fields: list[str]) -> list[str]:
     further = []
     for name in fields:
-        value = song.extra.get(name)
+        value = manifest_field(song, name)
         for item in value if isinstance(value, list) else [value]:
             tag = _tag(item, name)
             if tag and tag.casefold() not in present:
@@ -66,9 +67,9 @@ def _tag(value: Any, name: str) -> str:
         try:
             value.encode("utf-8")
         except UnicodeEncodeError:
-            raise Rejected("not_utf8", f"{name} holds half of a surrogate pair") from None
+            raise Rejected("not_utf8", f"{name} holds half of a surrogate pair", name) from None
         return " ".join(value.split())
     # Compared before anything else is done with it: JSON spells integers that no float can hold.
     if isinstance(value, bool) or not isinstance(value, int | float) or not -1e9 < value < 1e9:
-        raise Rejected("wrong_type", f"{name} is {repr(value)[:40]}, not a text or a number")
+        raise Rejected("wrong_type", f"{name} is {repr(value)[:40]}, not a text or a number", name)
     return f"{math.floor(value + 0.5)} bpm" if name.endswith("_bpm") else f"{value:g}"

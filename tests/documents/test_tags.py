@@ -42,6 +42,11 @@ def test_fields_follow_the_tags_in_their_order():
     assert shuffled == {f"{order} female airy vocal bright vocal 120 bpm" for order in ("folk slow", "slow folk")}
 
 
+def test_a_field_may_lie_within_another():
+    extra = {"tags": {"voice": {"gender": "female"}}}
+    assert _tags("folk", extra=extra, tag_fields=["tags.voice.gender", "tags.voice.timbre"]) == "folk, female"
+
+
 def test_a_tag_is_not_repeated():
     extra = {"vocal_gender": "Female", "vocal_timbre": ["airy", "airy", None, ""], "energy": 0.5}
     assert _tags("folk, female", extra=extra, tag_fields=["vocal_gender", "vocal_timbre", "energy"]) == (
