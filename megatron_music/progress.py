@@ -1,9 +1,12 @@
 """Progress of long work, on standard error so that results can be piped."""
 
-from collections.abc import Iterable
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
 from rich.console import Console
+from rich.progress import Progress
 from rich.progress import track as rich_track
 
 T = TypeVar("T")
@@ -13,3 +16,24 @@ console = Console(stderr=True, highlight=False)
 def track(items: Iterable[T], description: str, total: int | None = None) -> Iterable[T]:
     """Yields ``items`` while drawing a progress bar; silent where standard error is not a terminal."""
     return rich_track(items, description, total=total, console=console, transient=True, disable=not console.is_terminal)
+
+
+@contextmanager
+def watch(count: Callable[[], int], description: str, total: int, every_seconds: float = 2.0) -> Iterator[None]:
+    """Draws a progress bar of work that others do while the block waits for it; ``count`` says how much is done."""
+    if not console.is_terminal:
+        yield
+        return
+    ended = threading.Event()
+    with Progress(console=console, transient=True) as progress:
+        bar = progress.add_task(description, total=total)
+
+        def look() -> None:
+            while not ended.wait(every_seconds):
+                progress.update(bar, completed=count())
+
+        threading.Thread(target=look, daemon=True).start()
+        try:
+            yield
+        finally:
+            ended.set()

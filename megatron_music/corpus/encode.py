@@ -1,144 +1,159 @@
 """From audio to codes: every track of every song of a manifest, in shards that are whole or absent.
 
 ``OUT`` receives ``codes-00000.parquet`` and on, ``manifest.jsonl`` (the songs that could be encoded, naming their codes
-as ``codes-00000.parquet#ID/TRACK``), ``rejects.parquet``, ``encoding.json`` (what the codes are made with) and, of the
-embedded codec, the fitted codec as ``OUT/codec``. The manifest comes last: where it is, all shards are whole. Started
-again, after a kill or after songs have changed, only shards are encoded that are missing or whose audio is new.
+as ``codes-00000.parquet#ID/TRACK``, with what annotators found out), ``rejects.parquet``, ``encoding.json`` (what the
+codes are made with), of the embedded codec the fitted codec as ``OUT/codec``, and of some annotators files of their own
+(``OUT/stems``). The manifest comes last: where it is, all shards are whole. Started again, after a kill or after songs
+have changed, on any number of tasks and any executor, only shards are encoded that are missing or whose audio is new.
 """
 
-from collections.abc import Iterable, Iterator
-from dataclasses import asdict, astuple, dataclass, replace
-from functools import lru_cache
-from itertools import chain, count, islice
+import shutil
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
-import pyarrow.parquet as pq
 
+from megatron_music.audio.batches import window_samples
 from megatron_music.audio.codec import Codec, load_codec
 from megatron_music.audio.files import read_audio
-from megatron_music.corpus import fingerprint
-from megatron_music.corpus.parallel import Workers
+from megatron_music.corpus import encode_steps, fingerprint
+from megatron_music.corpus.encode_finish import Finish, check_tasks, finish
+from megatron_music.corpus.encode_plan import CODEC, EMBEDDED, LOGS, SETTINGS, WORK, Plan, Settings, plan_shards
+from megatron_music.corpus.executors import (
+    Machines,
+    jobs_in_queue,
+    run_local,
+    run_ray,
+    submit_slurm,
+    wait_for_jobs,
+)
 from megatron_music.corpus.shuffle import seeded_bits, seeded_permutation
-from megatron_music.corpus.workplace import workplace
+from megatron_music.corpus.workplace import clear_litter, workplace
 from megatron_music.errors import InputError
 from megatron_music.files import read_json, write_json
-from megatron_music.progress import track
-from megatron_music.songs.codes import CodesRow, write_codes_shard
-from megatron_music.songs.manifest import read_manifest, write_manifest, write_rejects
-from megatron_music.songs.song import TRACKS, Reject, Rejected, Segment, Song, rebase_reference
+from megatron_music.progress import console, track
+from megatron_music.songs.manifest import read_manifest
+from megatron_music.songs.song import Song
 
-MANIFEST_FRAMES_PER_SECOND = 50.0
-"""Frame rate that ``codec_frame_start`` and ``codec_frame_end`` of a manifest of audio count in, as YuE's data does."""
 FIT_SONGS, FIT_SECONDS, FIT_EXCERPT_SECONDS = 256, 1800.0, 5.0
 """The embedded codec is fitted on at most this many songs and, by equal excerpts, this much of their tracks; but an
 excerpt has at least ``FIT_EXCERPT_SECONDS``."""
-MANIFEST, REJECTS, CODEC, SETTINGS = "manifest.jsonl", "rejects.parquet", "codec", "encoding.json"
-EMBEDDED = "embedded"
-_WORK = ".encode"
-
-
-@dataclass(frozen=True)
-class _Settings:
-    """What decides what a code means; kept in ``encoding.json`` so that one folder holds codes of one codec."""
-
-    codec: str
-    weights: str | None
-    codebooks: int
-    codebook_size: int
-    seed: int
-
-
-@dataclass(frozen=True)
-class _Shard:
-    """The songs of one shard, and what a worker needs to encode them."""
-
-    number: int
-    manifest: Path
-    out: Path
-    codec: str
-    weights: str | None
-    codebooks: int
-    device: str
-    songs: tuple[Song | Reject, ...]
-
-    @property
-    def path(self) -> Path:
-        return self.out / f"codes-{self.number:05d}.parquet"
-
-    @property
-    def notes_path(self) -> Path:
-        """Beside the shard, what it was made of and which songs were rejected; written before it."""
-        return self.out / _WORK / f"{self.number:05d}.json"
-
-    def inputs(self) -> str:
-        """Fingerprint of the songs' ids and of the names, sizes and times of their audio files."""
-        return fingerprint.of_value([_stamps(song) for song in self.songs])
-
-    def is_whole(self) -> bool:
-        """Whether the shard is there and its songs have not changed since."""
-        there = self.path.is_file() and self.notes_path.is_file()
-        return there and read_json(self.notes_path)["inputs"] == self.inputs()
+GPU_BATCH_SECONDS = 600.0
+"""Audio that a GPU encodes at once by default: about 15 GiB with X-Codec. A CPU is no faster with more than a track."""
+MOST_TASKS = {"local": 1000, "slurm": 100, "ray": 100}
+"""Tasks by default, at most; no more than there are shards."""
+_PROGRESS = "encoding"
 
 
 def encode_manifest(
     manifest: str | Path,
     out: str | Path,
-    codec_name: str = EMBEDDED,
+    codec: str = EMBEDDED,
     weights: str | Path | None = None,
     codebooks: int = 8,
     codebook_size: int = 1024,
-    processes: int | None = None,
-    device: str = "cpu",
+    device: str | None = None,
+    annotators: Sequence[str] = (),
+    annotator_options: Mapping[str, Mapping[str, str]] | None = None,
+    window_seconds: float | None = None,
+    batch_seconds: float | None = None,
     shard_songs: int = 64,
     seed: int = 0,
-) -> dict[str, int]:
+    machines: Machines | None = None,
+) -> dict[str, int] | None:
     """Encodes all tracks that a manifest has audio of; returns the numbers of songs, rejects and shards.
+
+    None where jobs were submitted that go on on their own.
 
     The embedded codec without ``weights`` is fitted on a sample of the songs first (``codebook_size`` is only for that)
     and kept from then on. Vocals and accompaniment that differ in length stay as they are; segments are rescaled where
-    the codec does not make 50 frames a second. On a GPU the default is one process.
+    the codec does not make 50 frames a second.
 
-    Raises InputError where the folder holds codes of another codec, and where no song can be encoded.
+    Args:
+        annotators: names of ``songs.annotators``, which hear every song in this order before the codec does.
+        annotator_options: by annotator, its options as texts.
+        window_seconds, batch_seconds: see ``audio.batches``; by default whole tracks, one at a time on a CPU and
+            ``GPU_BATCH_SECONDS`` on a GPU.
+        device: a torch device; by default the GPU where ``machines`` gives tasks one, else the CPU.
+
+    Raises InputError where the folder holds codes of another making, and where no song can be encoded.
     """
-    manifest = Path(manifest).resolve()
-    lines = sum(1 for _ in read_manifest(manifest))
-    settings = _Settings(codec_name, None if weights is None else str(weights), codebooks, codebook_size, seed)
-    if processes is None and not device.startswith("cpu"):
-        processes = 1
-    with workplace(out) as out, Workers(processes) as workers:
+    manifest, machines = Path(manifest).resolve(), machines or Machines()
+    machines.check()
+    device = device or ("cuda" if machines.gpus else "cpu")
+    if batch_seconds is None:
+        batch_seconds = 0.0 if device.startswith("cpu") else GPU_BATCH_SECONDS
+    heard = _annotators(annotators, annotator_options or {})
+    settings = Settings(
+        codec, None if weights is None else _absolute(weights), codebooks, codebook_size, seed, window_seconds, heard
+    )
+    songs = sum(1 for _ in read_manifest(manifest))
+    with workplace(out) as out:
         out = out.resolve()
-        rate = _prepare_codec(manifest, out, settings, lines)
-        (out / _WORK).mkdir(exist_ok=True)
-        weights = str(out / CODEC) if codec_name == EMBEDDED else settings.weights
-        empty = _Shard(0, manifest, out, codec_name, weights, codebooks, device, ())
-        missing = _take_out_missing(out, _shards(empty, shard_songs))
-        jobs = (shard for shard in _shards(empty, shard_songs) if shard.number in missing)
-        _codec.cache_clear()  # an earlier call may have used the folder for another codec
-        for _ in track(workers.map(_encode_shard, jobs), "encoding", total=len(missing)):
-            pass
-        rejects = _finish(empty, shard_songs, rate)
-    return {"songs": lines - rejects, "rejected": rejects, "shards": -(-lines // shard_songs)}
+        queued = jobs_in_queue(_job_name(out), out / LOGS)
+        if queued:
+            what = f"jobs {', '.join(queued)} are still filling this folder"
+            raise InputError(out, what, f"wait for them, or `scancel {' '.join(queued)}` and run again")
+        frames_per_second = _prepare_codec(manifest, out, settings, songs)
+        _prepare_folder(out)
+        plan = plan_shards(manifest, out, settings, frames_per_second, device, batch_seconds, shard_songs)
+        if machines.executor != "slurm":
+            return _run(plan, machines)
+    # The jobs take the workplace themselves, one after another.
+    return _submit(plan, machines)
 
 
-def _stamps(song: Song | Reject) -> list | tuple:
-    if isinstance(song, Reject):
-        return astuple(song)
-    return [song.id, *((name, song.audio[name], fingerprint.of_stat(song.audio_path(name))) for name in song.audio)]
+def parse_annotator_options(texts: Iterable[str]) -> dict[str, dict[str, str]]:
+    """``ANNOTATOR.NAME=VALUE`` by annotator and name; raises InputError on anything else."""
+    options: dict[str, dict[str, str]] = {}
+    for text in texts:
+        key, equals, value = text.partition("=")
+        annotator, dot, name = key.partition(".")
+        if not (annotator and dot and name and equals):
+            what = "is no option of an annotator"
+            raise InputError(f"--annotator-option {text}", what, "write it like separate.weights=FILE")
+        options.setdefault(annotator, {})[name] = value
+    return options
 
 
-def _prepare_codec(manifest: Path, out: Path, settings: _Settings, songs: int) -> float:
+def _annotators(names: Sequence[str], options: Mapping[str, Mapping[str, str]]) -> list[tuple[str, dict[str, str]]]:
+    """Names with their options, the files among them with their whole paths, as tasks may start in other folders."""
+    if not names and not options:
+        return []
+    from megatron_music.songs.annotators import ANNOTATORS
+
+    for name in [*names, *options]:
+        if name not in ANNOTATORS:
+            raise InputError(f"annotator '{name}'", "is not known", f"name one of {', '.join(ANNOTATORS)}")
+        if name not in names:
+            raise InputError(f"annotator '{name}'", "has options but is not named", f"add --annotate {name}")
+        if list(names).count(name) > 1:
+            raise InputError(f"annotator '{name}'", "is named twice", "name it once")
+    return [(name, {key: _absolute(value) for key, value in options.get(name, {}).items()}) for name in names]
+
+
+def _absolute(value: str | Path) -> str:
+    """The whole path of what is a file or folder here; anything else, such as a hub name, as it is."""
+    return str(Path(value).resolve()) if str(value) and Path(value).exists() else str(value)
+
+
+def _prepare_codec(manifest: Path, out: Path, settings: Settings, songs: int) -> float:
     """Makes sure that the folder is for these settings and the codec can be had; returns its frames a second.
 
     The settings are written once the codec is there, so that a folder without them holds nothing worth keeping.
     """
+    encode_steps.forget_codec()  # an earlier call may have used the folder for another
     if (out / SETTINGS).is_file():
         before = read_json(out / SETTINGS)
+        kept = replace(Settings(), **{name: before[name] for name in asdict(settings) if name in before})
         for name, value in asdict(settings).items():
-            if before.get(name) != value:
-                what = f"holds codes of another codec: {name} is {before.get(name)}, not {value}"
+            earlier, now = ([*map(list, v)] if name == "annotators" else v for v in (getattr(kept, name), value))
+            if earlier != now:
+                what = f"holds codes of another making: {name} is {earlier}, not {now}"
                 raise InputError(out, what, "remove the folder or name another")
         return before["frames_per_second"]
+    codec: Codec
     if settings.codec == EMBEDDED and settings.weights is None:
         from megatron_music.audio.embedded import EmbeddedCodec
 
@@ -148,6 +163,8 @@ def _prepare_codec(manifest: Path, out: Path, settings: _Settings, songs: int) -
         )
     else:
         codec = load_codec(settings.codec, settings.weights, "cpu", settings.codebooks)
+    if settings.window_seconds is not None:
+        window_samples(codec, settings.window_seconds)
     if settings.codec == EMBEDDED:
         codec.save(out / CODEC)
     write_json(out / SETTINGS, asdict(settings) | {"frames_per_second": codec.frames_per_second})
@@ -180,118 +197,65 @@ def _fit_excerpts(manifest: Path, songs: int, seed: int, sample_rate: int) -> It
         raise InputError(manifest, f"has no audio to fit a codec on: {failure}", "mend the paths in the manifest")
 
 
-def _shards(empty: _Shard, shard_songs: int) -> Iterator[_Shard]:
-    """All shards with their songs, in the manifest's order."""
-    lines = read_manifest(empty.manifest)
-    for number in count():
-        songs = tuple(islice(lines, shard_songs))
-        if not songs:
-            return
-        yield replace(empty, number=number, songs=songs)
+def _prepare_folder(out: Path) -> None:
+    """Removes the logs of an earlier run, and what killed processes left half-written."""
+    shutil.rmtree(out / LOGS, ignore_errors=True)
+    (out / WORK).mkdir(exist_ok=True)
+    for folder in (out / WORK, *(out / "stems").glob("*")):
+        clear_litter(folder)
 
 
-def _take_out_missing(out: Path, shards: Iterable[_Shard]) -> set[int]:
-    """Numbers of the shards to encode; what is left of them goes, and the manifest, which would name them."""
-    missing = {shard.number: shard.path for shard in shards if not shard.is_whole()}
-    if missing:
-        (out / MANIFEST).unlink(missing_ok=True)
-    for path in missing.values():
-        path.unlink(missing_ok=True)
-    return set(missing)
+def _tasks(plan: Plan, machines: Machines) -> int:
+    return min(machines.tasks or MOST_TASKS[machines.executor], plan.shards)
 
 
-def _encode_shard(shard: _Shard) -> None:
-    """Encodes the songs of a shard; its notes are in place before it is."""
-    codec = _codec(shard.codec, shard.weights, shard.device, shard.codebooks)
-    inputs = shard.inputs()
-    rejects: list[Reject] = []
-    rows: list[CodesRow] = []
-    for song in shard.songs:
-        made = song if isinstance(song, Reject) else _encode_song(song, codec, shard.manifest)
-        if isinstance(made, Reject):
-            rejects.append(made)
-        else:
-            rows += made
-    write_json(shard.notes_path, {"inputs": inputs, "rejects": [astuple(reject) for reject in rejects]})
-    write_codes_shard(shard.path, rows)
+def _pipeline(plan: Plan, shared: bool) -> list[encode_steps.PipelineStep]:
+    return [
+        encode_steps.ReadSongs(plan, shared),
+        *(encode_steps.Annotate(plan, name, options) for name, options in plan.settings.annotators),
+        encode_steps.Encode(plan),
+        encode_steps.WriteShards(plan),
+    ]
 
 
-@lru_cache(maxsize=1)
-def _codec(name: str, weights: str | None, device: str, codebooks: int) -> Codec:
-    return load_codec(name, weights, device, codebooks)
+def _run(plan: Plan, machines: Machines) -> dict[str, int]:
+    """Runs all tasks and, once they have ended well, finishes."""
+    tasks, pipeline = _tasks(plan, machines), _pipeline(plan, shared=False)
+    if machines.executor == "ray":
+        run_ray(pipeline, tasks, machines, plan.logs / "tasks", _PROGRESS)
+        check_tasks(plan, plan.logs / "tasks", tasks)
+    else:
+        missing = {shard.number % tasks for shard in plan.read_shards() if not shard.is_whole()}
+        workers = machines.workers or (None if plan.device.startswith("cpu") else 1)
+        run_local(pipeline, tasks, sorted(missing), workers, plan.logs / "tasks", _PROGRESS)
+        shutil.rmtree(plan.logs, ignore_errors=True)
+    return finish(plan)
 
 
-def _encode_song(song: Song, codec: Codec, manifest: Path) -> list[CodesRow] | Reject:
-    """Codes of all tracks that a song has audio of, or the reason why one of them has none."""
-    try:
-        if not song.audio:
-            raise Rejected("audio_missing", "the song names no audio")
-        return [CodesRow(song.id, name, codec.name, _encode_track(song, name, codec)) for name in sorted(song.audio)]
-    except Rejected as rejected:
-        return Reject(song.id, rejected.rule, rejected.detail, str(manifest))
-
-
-def _encode_track(song: Song, name: str, codec: Codec) -> np.ndarray:
-    path = song.audio_path(name)
-    try:
-        samples = read_audio(path, codec.sample_rate)
-    except InputError as error:
-        raise Rejected("audio_unreadable" if path.is_file() else "audio_missing", str(error)) from None
-    try:
-        codes_KT = codec.encode(samples)
-    except Exception as error:  # one file that a network can't take must not stop a run of a week
-        raise Rejected("encoding_failed", f"{path}: {type(error).__name__}: {error}") from None
-    if not codes_KT.shape[1]:
-        raise Rejected("audio_short", f"{path} has {len(samples)} samples, too few for one frame")
-    return codes_KT
-
-
-def _finish(empty: _Shard, shard_songs: int, rate: float) -> int:
-    """Writes the rejects of all shards and the manifest of the songs in them; returns the number of rejects."""
-    rejects: list[Reject] = []
-    shards = 0
-    for shard in _shards(empty, shard_songs):
-        rejects += [Reject(*fields) for fields in read_json(shard.notes_path)["rejects"]]
-        shards += 1
-    write_rejects(empty.out / REJECTS, rejects)
-    for surplus in count(shards):
-        shard = replace(empty, number=surplus)
-        if not shard.path.is_file():
-            break
-        shard.path.unlink()
-    songs = _encoded_songs(_shards(empty, shard_songs), rate)
-    first = next(songs, None)
-    if first is None:
-        why = f"all {len(rejects)} songs were rejected, {rejects[0].detail}" if rejects else "there is no line in it"
-        raise InputError(empty.manifest, f"has no song to encode: {why}", f"{empty.out / REJECTS} names each")
-    write_manifest(empty.out / MANIFEST, chain([first], songs))
-    return len(rejects)
-
-
-def _encoded_songs(shards: Iterable[_Shard], rate: float) -> Iterator[Song]:
-    for shard in shards:
-        table = pq.read_table(shard.path, columns=["id", "track", "frames"]).to_pydict()
-        frames: dict[str, dict[str, int]] = {}
-        for song_id, name, length in zip(table["id"], table["track"], table["frames"], strict=True):
-            frames.setdefault(song_id, {})[name] = length
-        for song in shard.songs:
-            if isinstance(song, Song) and song.id in frames:
-                yield _encoded_song(song, frames[song.id], shard, rate)
-
-
-def _encoded_song(song: Song, frames: dict[str, int], shard: _Shard, rate: float) -> Song:
-    """The song with its codes named, its paths and segments rewritten; its duration where the manifest had none."""
-    scale = rate / MANIFEST_FRAMES_PER_SECOND
-    return replace(
-        song,
-        codes={name: f"{shard.path.name}#{song.id}/{name}" for name in TRACKS if name in frames},
-        audio={name: rebase_reference(path, song.folder, shard.out) for name, path in song.audio.items()},
-        duration_s=song.duration_s or max(frames.values()) / rate,
-        segments=[_rescaled(segment, scale) for segment in song.segments],
-        folder=shard.out,
+def _submit(plan: Plan, machines: Machines) -> dict[str, int] | None:
+    """Submits all tasks and the job that finishes; waits for them if asked to."""
+    tasks, name, logs = _tasks(plan, machines), _job_name(plan.out), plan.logs
+    if not tasks:
+        return finish(plan)
+    last = Finish(plan, logs / "tasks", tasks)
+    array, end = submit_slurm(_pipeline(plan, shared=True), last, tasks, machines, logs, name)
+    console.print(
+        f"submitted {tasks} tasks as job {array}; job {end} then writes {plan.out / 'manifest.jsonl'}\n"
+        f"look: squeue --jobs={array},{end}, and the logs in {logs}; stop: scancel {array} {end}; "
+        "go on: the same command again",
+        soft_wrap=True,
     )
+    if not machines.wait:
+        return None
+    wait_for_jobs(name, tasks, logs, _PROGRESS)
+    if not (logs / "outcome.json").is_file():
+        what = f"jobs {array} and {end} were cancelled or killed before the manifest was written"
+        raise InputError(plan.out, what, f"see {logs}; run again, finished shards are kept")
+    outcome = read_json(logs / "outcome.json")
+    if isinstance(outcome, list):
+        raise InputError(*outcome)
+    return outcome
 
 
-def _rescaled(segment: Segment, scale: float) -> Segment:
-    start, end = round(segment.start_frame * scale), round(segment.end_frame * scale)
-    return replace(segment, start_frame=start, end_frame=max(end, start + 1))
+def _job_name(out: Path) -> str:
+    return f"encode-{fingerprint.of_value(str(out))[:8]}"

@@ -11,14 +11,16 @@ import pytest
 
 from megatron_music.audio.codec import load_codec
 from megatron_music.audio.files import read_audio, write_audio
-from megatron_music.corpus import encode
+from megatron_music.corpus import encode, encode_steps
 from megatron_music.corpus.encode import encode_manifest
+from megatron_music.corpus.executors import Machines
 from megatron_music.errors import InputError
 from megatron_music.songs.codes import load_codes
 from megatron_music.songs.manifest import read_manifest, read_rejects
 from megatron_music.vocabulary.vocabulary import CodecRange
 
-SETTINGS = {"codebooks": 2, "codebook_size": 16, "shard_songs": 2}
+ALONE = Machines(workers=1)
+SETTINGS = {"codebooks": 2, "codebook_size": 16, "shard_songs": 2, "machines": ALONE}
 TRACK_FIELDS = {"mix": "audio", "vocals": "vocals_audio", "accompaniment": "instrumental_audio"}
 CODES = CodecRange("embedded", "<embedded>", 0, 2, 16)
 
@@ -51,7 +53,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 def test_all_tracks_are_encoded_and_named(songs, tmp_path):
     out = tmp_path / "deep" / "codes"
-    summary = encode_manifest(songs / "manifest.jsonl", out, processes=1, **SETTINGS)
+    summary = encode_manifest(songs / "manifest.jsonl", out, **SETTINGS)
     assert summary == {"songs": 5, "rejected": 0, "shards": 3}
     names = ["codes-00000.parquet", "codes-00001.parquet", "codes-00002.parquet", "codec", "manifest.jsonl"]
     assert {*names, "rejects.parquet", "encoding.json"} == {p.name for p in out.iterdir() if p.name[0] != "."}
@@ -72,20 +74,20 @@ def test_all_tracks_are_encoded_and_named(songs, tmp_path):
 
 
 def test_any_number_of_processes_gives_the_same_bytes(songs, tmp_path):
-    for name, processes in (("one", 1), ("two", 2)):
-        encode_manifest(songs / "manifest.jsonl", tmp_path / name, processes=processes, **SETTINGS)
-    assert contents(tmp_path / "one") == contents(tmp_path / "two")
+    for name, machines in (("one", ALONE), ("two", Machines(workers=2)), ("few tasks", Machines(tasks=2, workers=1))):
+        encode_manifest(songs / "manifest.jsonl", tmp_path / name, **SETTINGS | {"machines": machines})
+    assert contents(tmp_path / "one") == contents(tmp_path / "two") == contents(tmp_path / "few tasks")
 
 
 def test_only_shards_of_changed_audio_are_encoded_again(songs, tmp_path):
     out = tmp_path / "codes"
-    encode_manifest(songs / "manifest.jsonl", out, processes=1, **SETTINGS)
+    encode_manifest(songs / "manifest.jsonl", out, **SETTINGS)
     times = [path.stat().st_mtime_ns for path in sorted(out.glob("codes-*.parquet"))]
     write_audio(songs / "2" / "mix.flac", 0.1 * np.ones(16_000, np.float32), 16_000)
     lines = [json.loads(line) for line in (songs / "manifest.jsonl").read_text().splitlines()]
     lines[0]["genres"] = "waltz"
     write_lines(songs, lines[:4])
-    assert encode_manifest(songs / "manifest.jsonl", out, processes=1, **SETTINGS)["shards"] == 2
+    assert encode_manifest(songs / "manifest.jsonl", out, **SETTINGS)["shards"] == 2
     again = [path.stat().st_mtime_ns for path in sorted(out.glob("codes-*.parquet"))]
     assert len(again) == 2 and again[0] == times[0] and again[1] != times[1]
     encoded = list(read_manifest(out / "manifest.jsonl"))
@@ -94,17 +96,19 @@ def test_only_shards_of_changed_audio_are_encoded_again(songs, tmp_path):
 
 
 def test_codes_of_two_codecs_are_not_mixed_in_one_folder(songs, tmp_path):
-    encode_manifest(songs / "manifest.jsonl", tmp_path / "codes", processes=1, **SETTINGS)
-    with pytest.raises(InputError, match="codes: holds codes of another codec: codebooks is 2, not 1; remove"):
-        encode_manifest(songs / "manifest.jsonl", tmp_path / "codes", processes=1, **SETTINGS | {"codebooks": 1})
+    encode_manifest(songs / "manifest.jsonl", tmp_path / "codes", **SETTINGS)
+    with pytest.raises(InputError, match="codes: holds codes of another making: codebooks is 2, not 1; remove"):
+        encode_manifest(songs / "manifest.jsonl", tmp_path / "codes", **SETTINGS | {"codebooks": 1})
 
 
 KILLED_ENCODE = """
 import itertools, os, signal, sys
-from megatron_music.corpus import encode
+from megatron_music.corpus import encode, encode_finish, encode_steps
+from megatron_music.corpus.executors import Machines
 
 manifest, out, step, calls = sys.argv[1:]
-original, count = getattr(encode, step), itertools.count()
+room = next(room for room in (encode_finish, encode_steps, encode) if hasattr(room, step))
+original, count = getattr(room, step), itertools.count()
 
 
 def killing(*arguments):
@@ -113,22 +117,22 @@ def killing(*arguments):
     return original(*arguments)
 
 
-setattr(encode, step, killing)
-encode.encode_manifest(manifest, out, codebooks=2, codebook_size=16, shard_songs=2, processes=1)
+setattr(room, step, killing)
+encode.encode_manifest(manifest, out, codebooks=2, codebook_size=16, shard_songs=2, machines=Machines(workers=1))
 """
 
 
 @pytest.mark.parametrize(
-    "step,calls", [("_prepare_codec", 0), ("_encode_song", 3), ("write_codes_shard", 1), ("write_manifest", 0)]
+    "step,calls", [("_prepare_codec", 0), ("_hear", 9), ("write_codes_shard", 1), ("write_manifest", 0)]
 )
 def test_a_killed_encoding_started_again_gives_identical_bytes(songs, tmp_path, step, calls):
-    encode_manifest(songs / "manifest.jsonl", tmp_path / "straight", processes=1, **SETTINGS)
+    encode_manifest(songs / "manifest.jsonl", tmp_path / "straight", **SETTINGS)
     command = [sys.executable, "-c", KILLED_ENCODE, songs / "manifest.jsonl", tmp_path / "killed", step, str(calls)]
     assert subprocess.run(command).returncode == -signal.SIGKILL
     assert not (tmp_path / "killed" / "manifest.jsonl").exists()
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "killed").glob("codes-*.parquet")}
-    assert len(before) == {"_prepare_codec": 0, "_encode_song": 1, "write_codes_shard": 1, "write_manifest": 3}[step]
-    encode_manifest(songs / "manifest.jsonl", tmp_path / "killed", processes=1, **SETTINGS)
+    assert len(before) == {"_prepare_codec": 0, "_hear": 1, "write_codes_shard": 1, "write_manifest": 3}[step]
+    encode_manifest(songs / "manifest.jsonl", tmp_path / "killed", **SETTINGS)
     assert {path: path.stat().st_mtime_ns for path in before} == before
     assert contents(tmp_path / "killed") == contents(tmp_path / "straight")
 
@@ -139,7 +143,7 @@ def test_songs_without_usable_audio_are_rejected_by_name(songs, tmp_path):
     lines = [json.loads(line) for line in (songs / "manifest.jsonl").read_text().splitlines()]
     lines += [{"id": "silent"}, {"no": "id"}]
     write_lines(songs, lines)
-    summary = encode_manifest(songs / "manifest.jsonl", tmp_path / "codes", processes=1, **SETTINGS)
+    summary = encode_manifest(songs / "manifest.jsonl", tmp_path / "codes", **SETTINGS)
     assert summary == {"songs": 3, "rejected": 4, "shards": 4}
     rejects = {reject.id: reject for reject in read_rejects(tmp_path / "codes" / "rejects.parquet")}
     assert {id: reject.rule for id, reject in rejects.items()} == {
@@ -153,9 +157,9 @@ def test_songs_without_usable_audio_are_rejected_by_name(songs, tmp_path):
 
 
 def test_a_fitted_codec_can_be_used_again(songs, tmp_path):
-    encode_manifest(songs / "manifest.jsonl", tmp_path / "first", processes=1, **SETTINGS)
+    encode_manifest(songs / "manifest.jsonl", tmp_path / "first", **SETTINGS)
     weights = tmp_path / "first" / "codec"
-    encode_manifest(songs / "manifest.jsonl", tmp_path / "second", "embedded", weights, processes=1, **SETTINGS)
+    encode_manifest(songs / "manifest.jsonl", tmp_path / "second", "embedded", weights, **SETTINGS)
     assert contents(tmp_path / "first" / "codec") == contents(tmp_path / "second" / "codec")
     for shard in (tmp_path / "first").glob("codes-*.parquet"):
         assert shard.read_bytes() == (tmp_path / "second" / shard.name).read_bytes()
@@ -169,10 +173,18 @@ class SlowCodec:
     def encode(self, samples: np.ndarray) -> np.ndarray:
         return np.zeros((1, len(samples) // 640), np.int16)
 
+    def encode_batch(self, batch: list[np.ndarray]) -> list[np.ndarray]:
+        return [self.encode(samples) for samples in batch]
+
+
+def give_codec(monkeypatch, codec: SlowCodec) -> None:
+    for room in (encode, encode_steps):
+        monkeypatch.setattr(room, "load_codec", lambda *arguments: codec)
+
 
 def test_segments_are_rescaled_to_the_codecs_frame_rate(songs, tmp_path, monkeypatch):
-    monkeypatch.setattr(encode, "load_codec", lambda *arguments: SlowCodec())
-    encode_manifest(songs / "manifest.jsonl", tmp_path / "codes", "xcodec", "weights", processes=1)
+    give_codec(monkeypatch, SlowCodec())
+    encode_manifest(songs / "manifest.jsonl", tmp_path / "codes", "xcodec", "weights", machines=ALONE)
     song = next(read_manifest(tmp_path / "codes" / "manifest.jsonl"))
     assert (song.segments[0].start_frame, song.segments[0].end_frame) == (5, 46)
 
@@ -184,20 +196,20 @@ def test_audio_that_a_codec_fails_on_is_a_reject(songs, tmp_path, monkeypatch):
                 raise RuntimeError("too choosy")
             return super().encode(samples)
 
-    monkeypatch.setattr(encode, "load_codec", lambda *arguments: Choosy())
-    encode_manifest(songs / "manifest.jsonl", tmp_path / "codes", "xcodec", "weights", processes=1)
+    give_codec(monkeypatch, Choosy())
+    encode_manifest(songs / "manifest.jsonl", tmp_path / "codes", "xcodec", "weights", machines=ALONE)
     (reject,) = read_rejects(tmp_path / "codes" / "rejects.parquet")
     assert (reject.id, reject.rule) == ("song-3", "encoding_failed") and "RuntimeError: too choosy" in reject.detail
 
 
 def test_what_can_not_be_encoded_is_one_line(songs, tmp_path):
     with pytest.raises(InputError, match="none.jsonl: no such file"):
-        encode_manifest(songs / "none.jsonl", tmp_path / "codes", processes=1)
+        encode_manifest(songs / "none.jsonl", tmp_path / "codes", machines=ALONE)
     with pytest.raises(InputError, match="codec 'opus': is not known"):
-        encode_manifest(songs / "manifest.jsonl", tmp_path / "opus", "opus", processes=1)
+        encode_manifest(songs / "manifest.jsonl", tmp_path / "opus", "opus", machines=ALONE)
     with pytest.raises(InputError, match="--weights"):
-        encode_manifest(songs / "manifest.jsonl", tmp_path / "xcodec", "xcodec", processes=1)
+        encode_manifest(songs / "manifest.jsonl", tmp_path / "xcodec", "xcodec", machines=ALONE)
     for path in songs.rglob("*.flac"):
         path.unlink()
     with pytest.raises(InputError, match="manifest.jsonl: has no audio to fit a codec on: .*flac: no such file"):
-        encode_manifest(songs / "manifest.jsonl", tmp_path / "codes", processes=1, **SETTINGS)
+        encode_manifest(songs / "manifest.jsonl", tmp_path / "codes", **SETTINGS)
