@@ -1,6 +1,7 @@
 """Whole runs over real processes: what they log, where phases change, how they resume and on which layouts."""
 
 import json
+import shutil
 
 import pytest
 import training_workers
@@ -52,6 +53,24 @@ def test_a_run_resumed_after_any_step_repeats_the_uninterrupted_one(make_recipe)
     assert [line["step"] for line in sampled] == [6, 12] and all(0 <= s["invalid_token_share"] <= 1 for s in sampled)
     assert list((recipe.run / "tensorboard").iterdir())
     assert read_state(recipe.run / "checkpoints" / "step_000008").ends_phase
+
+
+def test_a_run_resumed_on_another_number_of_processes_goes_on_with_what_is_left(make_recipe, tmp_path):
+    recipe = make_recipe()
+    train(recipe, 2)
+    expected = steps_of(recipe.run)
+    resumed = make_recipe(run=str(tmp_path / "resumed"))
+    kept = resumed.run / "checkpoints" / "step_000005"
+    shutil.copytree(recipe.run / "checkpoints" / kept.name, kept)
+    train(resumed, 1)
+    steps = steps_of(resumed.run)
+    assert [line["step"] for line in steps] == list(range(6, 13))
+    for ours, theirs in zip(steps, expected[5:], strict=True):
+        assert set(ours) == set(theirs)
+        for field in ours:
+            # What is read is the same to the token; sums over two processes round otherwise than over one.
+            assert ours[field] == (pytest.approx(theirs[field], abs=1e-4) if "loss" in field or "norm" in field
+                                   else theirs[field]), (field, ours["step"])  # fmt: skip
 
 
 def test_every_layout_trains_like_one_process(make_recipe, tmp_path):
