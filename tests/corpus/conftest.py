@@ -7,11 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import soundfile
 import yaml
 
+from megatron_music.audio.embedded import EmbeddedCodec
 from megatron_music.corpus.build import build_corpus
-from megatron_music.corpus.encode import encode_manifest
 from megatron_music.corpus.indexed import IndexedWriter
 from megatron_music.recipe.recipe import Recipe
 from megatron_music.vocabulary.text import train_text_tokenizer
@@ -95,18 +94,20 @@ def _notes(seconds: float, seed: int) -> np.ndarray:
 
 @pytest.fixture(scope="session")
 def sung_corpus(tmp_path_factory, repository) -> Path:
-    """``FOLDER/corpus``, built from the songs above, whose audio went through an embedded codec in ``FOLDER/codes``."""
+    """``FOLDER/corpus``, built from the songs above, whose tracks went through an embedded codec into ``codes``."""
     folder = tmp_path_factory.mktemp("sung")
-    (folder / "songs").mkdir()
+    sounds = {}
+    for number, (id, _, _, seconds, _) in enumerate(SUNG_SONGS):
+        vocals, accompaniment = _notes(seconds, 2 * number), _notes(seconds, 2 * number + 1)
+        sounds[id] = {"vocals_codec": vocals, "instrumental_codec": accompaniment, "codec": vocals + accompaniment}
+    del sounds["no_band"]["instrumental_codec"]
+    codec = EmbeddedCodec.fit((samples for tracks in sounds.values() for samples in tracks.values()), 3, 256)
+    codec.save(folder / "codes" / "codec")
     lines = []
     for number, (id, language, genres, seconds, lyrics) in enumerate(SUNG_SONGS):
-        vocals, accompaniment = _notes(seconds, 2 * number), _notes(seconds, 2 * number + 1)
-        sounds = {"vocals_audio": vocals, "instrumental_audio": accompaniment, "audio": vocals + accompaniment}
-        if id == "no_band":
-            del sounds["instrumental_audio"]
-        paths = {field: f"{number}.{field}.wav" for field in sounds}
-        for field, samples in sounds.items():
-            soundfile.write(folder / "songs" / paths[field], samples, 16_000)
+        paths = {field: f"{number}.{field}.npy" for field in sounds[id]}
+        for field, samples in sounds[id].items():
+            np.save(folder / "codes" / paths[field], codec.encode(samples))
         half, end = 350, int(50 * seconds)
         segments = [
             {"line_content": f"[verse]\n{line}\n\n", "codec_frame_start": start, "codec_frame_end": stop}
@@ -115,8 +116,7 @@ def sung_corpus(tmp_path_factory, repository) -> Path:
         line = {"id": id, "genres": genres, "audio_length_in_sec": seconds, **paths}
         line |= {"language": language} if language else {}
         lines.append(line | {"splitted_lyrics": {"segmented_lyrics": segments}})
-    (folder / "songs" / "manifest.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    encode_manifest(folder / "songs" / "manifest.jsonl", folder / "codes", codebooks=3, codebook_size=256, processes=1)
+    (folder / "codes" / "manifest.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     shutil.copy(repository / "tests" / "data" / "small_vocabulary.yaml", folder / "vocabulary.yaml")
     train_text_tokenizer(["[verse]\nla la\n\nlo lo\n\n", "folk, female"], folder / "tokenizer.model", 300)
     manifest = {"manifest": "codes/manifest.jsonl"}
