@@ -18,6 +18,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
 )
 
+Verify = Annotated[bool, typer.Option("--verify", help="Compare every weight, and the logits of both sides.")]
 Processes = Annotated[int | None, typer.Option(min=1, help="Processes on this machine.", show_default="chosen")]
 
 Overrides = Annotated[
@@ -256,25 +257,37 @@ def export(
     out: Annotated[Path, typer.Argument(help="Hugging Face folder to write.")],
     dtype: Annotated[str, typer.Option(help="bfloat16, or float32 for the optimizer's master weights.")] = "bfloat16",
     corpus: Annotated[Path | None, typer.Option(help="Corpus folder.", show_default="the recipe's")] = None,
+    verify: Verify = False,
 ) -> None:
     """Write a checkpoint as a Hugging Face Llama folder."""
     from megatron_music.conversion.export import export_checkpoint
 
-    export_checkpoint(checkpoint, out, dtype=dtype, corpus=corpus)
+    checkpoint = export_checkpoint(checkpoint, out, dtype=dtype, corpus=corpus)
+    if verify:
+        from megatron_music.conversion.verify import verify as verified
+
+        typer.echo(verified(checkpoint, out))
 
 
-@app.command("import", epilog="Example: megatron-music import YuE-s1-7B runs/yue_7b_in --vocabulary tokenizers/yue.yaml "
-             "--tokenizer tokenizer.model")  # fmt: skip
+@app.command(
+    "import",
+    epilog="Example: megatron-music import YuE-s1-7B runs/in --vocabulary tokenizers/yue.yaml --tokenizer tokenizer.model",
+)
 def import_(
     folder: Annotated[Path, typer.Argument(help="Hugging Face folder of a Llama network.")],
     out: Annotated[Path, typer.Argument(help="Checkpoint folder to write, for `train --from`.")],
     vocabulary: Annotated[Path | None, typer.Option(help="Vocabulary file.", show_default="the folder's own")] = None,
     tokenizer: Annotated[Path | None, typer.Option(help="SentencePiece model.", show_default="the folder's")] = None,
+    verify: Verify = False,
 ) -> None:
     """Write a Hugging Face Llama folder as a checkpoint that training goes on from, on any layout."""
     from megatron_music.conversion.import_llama import import_llama
 
     import_llama(folder, out, vocabulary, tokenizer)
+    if verify:
+        from megatron_music.conversion.verify import verify as verified
+
+        typer.echo(verified(out, folder))
 
 
 @app.command(

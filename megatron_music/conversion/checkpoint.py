@@ -59,6 +59,10 @@ class CheckpointReader:
     def __contains__(self, name: str) -> bool:
         return isinstance(self._metadata.state_dict_metadata.get(name), TensorStorageMetadata)
 
+    def best_source(self, name: str, dtype: str) -> str:
+        """The tensor to take the weight ``name`` from: for "float32" the optimizer's master copy where there is one."""
+        return MASTER_PREFIX + name if dtype == "float32" and MASTER_PREFIX + name in self else name
+
     def shape(self, name: str) -> tuple[int, ...]:
         """Shape of the whole tensor, layers included; raises InputError where there is none of this name."""
         return tuple(self._of(name).size)

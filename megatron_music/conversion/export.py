@@ -89,8 +89,8 @@ class Trained:
 
 def export_checkpoint(
     checkpoint: Path, out: Path, dtype: str = "bfloat16", corpus: Path | None = None, shard_bytes: int = SHARD_BYTES
-) -> None:
-    """Writes ``checkpoint`` as a Llama folder; ``out`` appears whole.
+) -> Path:
+    """Writes ``checkpoint`` as a Llama folder; ``out`` appears whole. Returns the checkpoint that was written.
 
     The weights are read layer by layer and written shard by shard, so that memory holds about one shard.
 
@@ -129,6 +129,7 @@ def export_checkpoint(
         if (trained.corpus / "codec").is_dir():
             shutil.copytree(trained.corpus / "codec", folder / "codec")
         (folder / "README.md").write_text(card, encoding="utf-8")
+    return trained.checkpoint
 
 
 def _card(trained: Trained, documents: dict[str, Any], dtype: str) -> str:
@@ -167,8 +168,6 @@ def _write_weights(
     import torch
     from safetensors.torch import save_file
 
-    from megatron_music.conversion.checkpoint import MASTER_PREFIX
-
     shards = _in_shards(weights, DTYPES[dtype], shard_bytes)
     place: dict[str, str] = {}
     cached: tuple[tuple[str, int | None], Any] = (("", None), None)
@@ -176,9 +175,7 @@ def _write_weights(
         name = "model.safetensors" if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
         tensors = {}
         for weight in shard:
-            source = weight.source
-            if dtype == "float32" and MASTER_PREFIX + source in reader:
-                source = MASTER_PREFIX + source
+            source = reader.best_source(weight.source, dtype)
             # Queries, keys and values, and gate and up projection, come from one row each: it is read once.
             if cached[0] != (source, weight.layer):
                 cached = ((source, weight.layer), reader.read(source, weight.layer))

@@ -7,7 +7,6 @@ text tokenizer and what else the folder has of an export.
 
 import shutil
 from collections.abc import Iterator
-from contextlib import ExitStack
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,9 +26,9 @@ if TYPE_CHECKING:
 
     from megatron_music.conversion.checkpoint import Row
     from megatron_music.conversion.llama import Weight
+    from megatron_music.conversion.weight_files import WeightFiles
 
 CARRIED = ("documents.json", "generation_config.json")
-_INDEX = "model.safetensors.index.json"
 
 
 def import_llama(
@@ -46,6 +45,7 @@ def import_llama(
         InputError: the folder is no Llama network of this kind, its files are damaged, or the vocabulary does not fit.
     """
     from megatron_music.conversion.checkpoint import write_checkpoint
+    from megatron_music.conversion.weight_files import WeightFiles
 
     folder, out = Path(folder), Path(out)
     refuse_foreign_folder(out, "state.json")
@@ -55,8 +55,7 @@ def import_llama(
     words = Vocabulary.load(vocabulary)
     tokenizer = Path(tokenizer or folder / "tokenizer.model")
     TextTokenizer(tokenizer, words)
-    with ExitStack() as stack, atomic_path(out) as checkpoint:
-        tensors = _Tensors(folder, stack)
+    with WeightFiles(folder) as tensors, atomic_path(out) as checkpoint:
         rows = list(_rows(network, words, tensors))
         checkpoint.mkdir()
         write_checkpoint(checkpoint, rows)
@@ -115,55 +114,7 @@ def network_of(config: dict[str, Any], where: Path) -> Network:
     return network
 
 
-class _Tensors:
-    """The tensors of a folder's safetensors files by name, each read when it is asked for."""
-
-    def __init__(self, folder: Path, stack: ExitStack):
-        from safetensors import SafetensorError, safe_open
-
-        self._folder = folder
-        index = folder / _INDEX
-        self._files = read_json(index).get("weight_map", {}) if index.is_file() else {}
-        names = sorted(set(self._files.values())) if index.is_file() else ["model.safetensors"]
-        self._open: dict[str, Any] = {}
-        for name in names:
-            try:
-                self._open[name] = stack.enter_context(safe_open(folder / name, framework="pt"))
-            except FileNotFoundError:
-                raise InputError(folder / name, "no such file", "copy the folder again, with all its weights") from None
-            except (SafetensorError, OSError) as error:
-                what = f"is not a whole file of weights ({error})"
-                raise InputError(folder / name, what, "copy it again") from None
-        if not index.is_file():
-            self._files = dict.fromkeys(self._open["model.safetensors"].keys(), "model.safetensors")
-        tied = "lm_head.weight" not in self._files and "model.embed_tokens.weight" in self._files
-        self._alias = {"lm_head.weight": "model.embed_tokens.weight"} if tied else {}
-
-    def describe(self, name: str) -> tuple[tuple[int, ...], "torch.dtype"]:
-        """Shape and type of a tensor; tied embeddings give their one matrix under both names."""
-        import torch
-
-        file = self._file(name)
-        described = file.get_slice(self._alias.get(name, name))
-        types = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32, "F64": torch.float64}
-        if described.get_dtype() not in types:
-            what = f"{name} is of type {described.get_dtype()}"
-            raise InputError(self._folder, what, "import weights that are not quantised")
-        return tuple(described.get_shape()), types[described.get_dtype()]
-
-    def read(self, name: str) -> "torch.Tensor":
-        """A tensor."""
-        return self._file(name).get_tensor(self._alias.get(name, name))
-
-    def _file(self, name: str) -> Any:
-        real = self._alias.get(name, name)
-        file = self._open.get(self._files.get(real, ""))
-        if file is None or real not in file.keys():
-            raise InputError(self._folder, f"has no weight {name}", "copy the folder again, with all its weights")
-        return file
-
-
-def _rows(network: Network, vocabulary: Vocabulary, tensors: _Tensors) -> Iterator["Row"]:
+def _rows(network: Network, vocabulary: Vocabulary, tensors: "WeightFiles") -> Iterator["Row"]:
     """What the checkpoint consists of, checked against the folder before anything is read."""
     from megatron_music.conversion.checkpoint import Row
     from megatron_music.conversion.llama import llama_weights
@@ -173,25 +124,25 @@ def _rows(network: Network, vocabulary: Vocabulary, tensors: _Tensors) -> Iterat
         parts = list(members)
         types = {_checked(part, tensors, vocabulary) for part in parts}
         if len(types) > 1:
-            raise InputError(tensors._folder, f"{parts[0].name} and its kin are of several types", "convert them")
+            raise InputError(tensors.folder, f"{parts[0].name} and its kin are of several types", "convert them")
         shape = (sum(part.shape[0] for part in parts), *parts[0].shape[1:])
         yield Row(source, layer, network.layers, shape, types.pop(), _Joined(parts, shape, tensors))
 
 
-def _checked(weight: "Weight", tensors: _Tensors, vocabulary: Vocabulary) -> "torch.dtype":
+def _checked(weight: "Weight", tensors: "WeightFiles", vocabulary: Vocabulary) -> "torch.dtype":
     shape, dtype = tensors.describe(weight.name)
     whole = shape == weight.shape
     padded = weight.layer is None and shape[1:] == weight.shape[1:] and vocabulary.size <= shape[0] < weight.shape[0]
     if not whole and not padded:
         what = f"{weight.name} has shape {shape}, where config.json and the vocabulary need {weight.shape}"
-        raise InputError(tensors._folder, what, "name the vocabulary file of this network")
+        raise InputError(tensors.folder, what, "name the vocabulary file of this network")
     return dtype
 
 
 class _Joined:
     """Puts the weights that share a row of the checkpoint into their places in it."""
 
-    def __init__(self, parts: list["Weight"], shape: tuple[int, ...], tensors: _Tensors):
+    def __init__(self, parts: list["Weight"], shape: tuple[int, ...], tensors: "WeightFiles"):
         self._parts, self._shape, self._tensors = parts, shape, tensors
 
     def __call__(self) -> "torch.Tensor":

@@ -30,21 +30,30 @@ class Engine:
     """The recipe's network on this process' place in the layout, with its optimizer.
 
     Call ``processes.join(recipe.layout)`` first.
+
+    Args:
+        trains: False keeps neither gradients nor optimizer: only ``load`` of weights and ``logits`` can be called.
     """
 
-    def __init__(self, recipe: Recipe, vocabulary_size: int):
+    def __init__(self, recipe: Recipe, vocabulary_size: int, trains: bool = True):
         self._options = recipe.optimizer
         self.config = transformer_config(recipe)
-        self.chunks = distribute(recipe, self.config, build_chunks(recipe, self.config, vocabulary_size))
+        self.chunks = build_chunks(recipe, self.config, vocabulary_size)
+        self.optimizer = None
+        if trains:
+            self._prepare_training(recipe)
+        self.vocabulary_size = vocabulary_size
+        self.device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else "cpu"
+        self._schedule = get_forward_backward_func()
+        self._positions: dict[int, torch.Tensor] = {}
+
+    def _prepare_training(self, recipe: Recipe) -> None:
+        self.chunks = distribute(recipe, self.config, self.chunks)
         self.optimizer = build_optimizer(recipe.optimizer, self.chunks, bf16=self.config.bf16)
         self.config.grad_scale_func = self.optimizer.scale_loss
         if self.chunks[0].ddp_config.overlap_param_gather:
             starts = [chunk.start_param_sync for chunk in self.chunks]
             self.config.param_sync_func = starts if len(starts) > 1 else starts[0]
-        self.vocabulary_size = vocabulary_size
-        self.device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else "cpu"
-        self._schedule = get_forward_backward_func()
-        self._positions: dict[int, torch.Tensor] = {}
 
     @property
     def data_rank(self) -> int:
@@ -153,6 +162,8 @@ class Engine:
     def load(self, folder: Path, with_optimizer: bool = True) -> None:
         """Reads a distributed checkpoint of the same network, written on any layout; all processes call it."""
         checkpoint.load(folder, self.chunks, self.optimizer if with_optimizer else None)
+        if self.optimizer is None:
+            return
         set_constants(self._options, self.optimizer)
         if not with_optimizer:
             self.optimizer.reload_model_params()
