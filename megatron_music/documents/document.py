@@ -57,8 +57,11 @@ class DocumentBuilder:
 
     def text(self, text: str) -> None:
         """A text, encoded on its own."""
-        ids = np.array(self._context.tokenizer.encode(text), dtype=np.int32)
-        self._append(ids, self._context.vocabulary.text_kinds(ids))
+        self._append_text(self._context.tokenizer.encode(text))
+
+    def mark(self, mark: str) -> None:
+        """A text that stands in many documents, such as ``[start_of_segment]``."""
+        self._append_text(self._context.tokenizer.encode_mark(mark))
 
     def special(self, *tokens: str) -> None:
         """Special tokens by name."""
@@ -79,12 +82,16 @@ class DocumentBuilder:
         self.special("<EOD>")
         return Document(song_id, np.concatenate(self._ids), np.concatenate(self._kinds), seconds)
 
+    def _append_text(self, ids: list[int]) -> None:
+        ids_N = np.array(ids, dtype=np.int32)
+        self._append(ids_N, self._context.vocabulary.text_kinds(ids_N))
+
     def _append(self, ids: np.ndarray, kinds: np.ndarray) -> None:
         self._ids.append(ids)
         self._kinds.append(kinds)
 
     def _append_special(self, ids: list[int]) -> None:
-        self._append(np.array(ids, dtype=np.int32), np.full(len(ids), Kind.SPECIAL, dtype=np.uint8))
+        self._append(np.array(ids, dtype=np.int32), np.full(len(ids), int(Kind.SPECIAL), dtype=np.uint8))
 
 
 def interleave(first_T: np.ndarray, second_T: np.ndarray) -> np.ndarray:
@@ -98,10 +105,10 @@ def dual_track(vocals_T: np.ndarray, accompaniment_T: np.ndarray, codec: CodecRa
     """Ids and kinds of interleaved codebook-0 codes: vocal first, and both of one id range."""
     ids = interleave(codec.ids(vocals_T[None])[0], codec.ids(accompaniment_T[None])[0])
     kinds = np.empty(len(ids), dtype=np.uint8)
-    kinds[0::2], kinds[1::2] = Kind.VOCAL, Kind.ACCOMPANIMENT
+    kinds[0::2], kinds[1::2] = int(Kind.VOCAL), int(Kind.ACCOMPANIMENT)
     return ids, kinds
 
 
 def single_track(codes_T: np.ndarray, kind: Kind, codec: CodecRange) -> tuple[np.ndarray, np.ndarray]:
     """Ids and kinds of the codebook-0 codes of one track."""
-    return codec.ids(codes_T[None])[0], np.full(len(codes_T), kind, dtype=np.uint8)
+    return codec.ids(codes_T[None])[0], np.full(len(codes_T), int(kind), dtype=np.uint8)

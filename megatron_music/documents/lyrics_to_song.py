@@ -6,6 +6,7 @@ released preprocessor writes. Each of these texts is encoded on its own. A song 
 where the released preprocessor writes a document of the header alone.
 """
 
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Literal
 
@@ -108,11 +109,11 @@ def segments_seconds(segments: list[Segment], pair: Pair) -> float:
 
 def append_segments(builder: DocumentBuilder, segments: list[Segment], pair: Pair, context: DocumentContext) -> None:
     """Each segment's text and audio between the segment marks."""
-    for segment in segments:
-        builder.text("[start_of_segment]")
+    for segment, audio in _segments_audio(segments, pair, context):
+        builder.mark("[start_of_segment]")
         builder.text(segment.text)
-        builder.audio(*_segment_audio(segment, pair, context))
-        builder.text("[end_of_segment]")
+        builder.audio(*audio)
+        builder.mark("[end_of_segment]")
 
 
 def _append_instructed_segments(
@@ -123,12 +124,17 @@ def _append_instructed_segments(
     rng: np.random.Generator,
     options: LyricsOptions,
 ) -> None:
-    for segment in segments:
+    for segment, audio in _segments_audio(segments, pair, context):
         dropped = options.instruction_dropout > 0 and rng.random() < options.instruction_dropout
         builder.text(segment.text if dropped else f"{options.instruction}\n{segment.text}")
-        builder.audio(*_segment_audio(segment, pair, context))
+        builder.audio(*audio)
 
 
-def _segment_audio(segment: Segment, pair: Pair, context: DocumentContext) -> tuple[np.ndarray, np.ndarray]:
-    span = slice(segment.start_frame, segment.end_frame)
-    return dual_track(pair.vocals_T[span], pair.accompaniment_T[span], context.codec)
+def _segments_audio(
+    segments: list[Segment], pair: Pair, context: DocumentContext
+) -> Iterator[tuple[Segment, tuple[np.ndarray, np.ndarray]]]:
+    """Each segment with the ids and kinds of its span."""
+    ids, kinds = dual_track(pair.vocals_T, pair.accompaniment_T, context.codec)
+    for segment in segments:
+        span = slice(2 * segment.start_frame, 2 * segment.end_frame)
+        yield segment, (ids[span], kinds[span])

@@ -62,9 +62,9 @@ def documents(
     builder = DocumentBuilder(context)
     if options.order == "header_first":
         builder.text(header)
-    builder.text("[start_of_reference]")
+    builder.mark("[start_of_reference]")
     builder.audio(ids, kinds)
-    builder.text("[end_of_reference]")
+    builder.mark("[end_of_reference]")
     if options.order == "reference_first":
         builder.text(header)
     append_segments(builder, segments, pair, context)

@@ -96,14 +96,15 @@ def _window_ids(
     vocabulary = context.vocabulary
     ids_NKT = context.codec.ids(windows_NKT.transpose(1, 0, 2)).transpose(1, 0, 2)
     first = 0 if options.repeat_codebook_0 else 1
-    frame_kinds = [kind, *CODEBOOK_KINDS][first:codebooks]
+    special, kind = int(Kind.SPECIAL), int(kind)
+    frame_kinds = [kind, *map(int, CODEBOOK_KINDS)][first:codebooks]
     head = np.array([vocabulary.special("<SOA>"), vocabulary.special("<stage_1>")], dtype=np.int32)
     columns = [
-        (np.broadcast_to(head, (count, 2)), [Kind.SPECIAL] * 2),
+        (np.broadcast_to(head, (count, 2)), [special] * 2),
         (ids_NKT[:, 0], [kind] * length),
-        (np.full((count, 1), vocabulary.special("<stage_2>")), [Kind.SPECIAL]),
+        (np.full((count, 1), vocabulary.special("<stage_2>")), [special]),
         (ids_NKT[:, first:].transpose(0, 2, 1).reshape(count, -1), frame_kinds * length),
-        (np.full((count, 1), vocabulary.special("<EOA>")), [Kind.SPECIAL]),
+        (np.full((count, 1), vocabulary.special("<EOA>")), [special]),
     ]
     ids = np.concatenate([part for part, _ in columns], axis=1, dtype=np.int32)
     kinds = np.concatenate([np.array(part, dtype=np.uint8) for _, part in columns])

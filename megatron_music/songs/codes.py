@@ -51,7 +51,8 @@ class CodesRow:
 def write_codes_shard(path: str | Path, rows: Iterable[CodesRow]) -> None:
     """Writes a shard, whole or not at all, holding no more than a row group in memory."""
     rows = iter(rows)
-    options = {"compression": "zstd", "write_page_checksum": True}
+    # A dictionary of codes would hold every one of them.
+    options = {"compression": "zstd", "write_page_checksum": True, "use_dictionary": ["id", "track", "codec"]}
     with atomic_path(path) as temporary, pq.ParquetWriter(temporary, SHARD_SCHEMA, **options) as writer:
         while group := list(islice(rows, ROWS_PER_GROUP)):
             writer.write_table(pa.Table.from_pylist([_row(row) for row in group], schema=SHARD_SCHEMA))
@@ -140,8 +141,8 @@ class _Shard:
             self._file = pq.ParquetFile(path, memory_map=True, page_checksum_verification=True)
             if not self._file.schema_arrow.equals(SHARD_SCHEMA):
                 raise pa.ArrowInvalid("its columns are not those of a shard of codes")
-            names = self._file.read(columns=["id", "track"]).to_pydict()
-        except (pa.ArrowException, OSError) as error:
+            names = self._file.read(columns=["id", "track"], use_threads=False).to_pydict()
+        except Exception as error:  # a corrupt footer can make pyarrow raise almost anything
             raise Rejected("codes_unreadable", f"{path} is not a whole shard of codes ({error})") from None
         self._positions = {key: i for i, key in enumerate(zip(names["id"], names["track"], strict=True))}
         self.rows = len(names["id"])
@@ -160,8 +161,9 @@ class _Shard:
         group = int(np.searchsorted(self._group_starts, position, side="right")) - 1
         if group != self._group:
             try:
-                self._rows = self._file.read_row_group(group).to_pylist()
-            except (pa.ArrowException, OSError) as error:
+                # One thread: every core has a process of its own, and handing over costs more than it gains.
+                self._rows = self._file.read_row_group(group, use_threads=False).to_pylist()
+            except Exception as error:  # as above
                 raise Rejected("codes_unreadable", f"{self.path} is damaged ({error})") from None
             self._group = group
         row = self._rows[position - int(self._group_starts[group])]

@@ -207,7 +207,7 @@ class Vocabulary:
 
     def text_kinds(self, ids: np.ndarray) -> np.ndarray:
         """Kinds, uint8, of ids that came from a text: TEXT or, for special tokens that stood in it, SPECIAL."""
-        return np.where(np.asarray(ids) < self.text_size, Kind.TEXT, Kind.SPECIAL).astype(np.uint8)
+        return np.where(np.asarray(ids) < self.text_size, np.uint8(Kind.TEXT), np.uint8(Kind.SPECIAL))
 
     @cached_property
     def _special_names(self) -> dict[int, str]:
