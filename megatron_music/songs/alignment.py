@@ -246,10 +246,10 @@ def _timed(sections: Sequence[Section], spans: Sequence[tuple[float, float] | No
 def sections_of_lines(
     lines: Sequence[Line], structure: Sequence[dict[str, Any]], duration_s: float
 ) -> list[TimedSection]:
-    """Timed lines in the sections of a structure: each goes where its middle lies; sections may have no lines."""
+    """Lines with both times in the sections of a structure: each goes where its middle lies; some may get none."""
     structure = ordered(structure, duration_s)
-    ends_s = [*(line.start_s for line in lines[1:]), duration_s]
-    spans_s = [(line.start_s, line.end_s or end_s) for line, end_s in zip(lines, ends_s, strict=True)]
+    lines = sorted(lines, key=lambda line: line.start_s)
+    spans_s = [(line.start_s, line.end_s) for line in lines]
     starts_s = [part["start"] for part in structure]
     parts = [max(0, bisect_right(starts_s, (start_s + end_s) / 2) - 1) for start_s, end_s in spans_s]
     timed: list[TimedSection] = []

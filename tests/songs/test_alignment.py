@@ -232,7 +232,7 @@ def test_lines_go_where_their_middle_lies_in_the_structure():
     structure = [
         {"start": start, "end": start + 10.0, "label": label} for start, label in [(0, "a"), (10, "b"), (20, "c")]
     ]
-    lines = [Line("One", 1.0, 5.0), Line("Two", 9.0, 14.0), Line("Three", 14.0, 22.0), Line("Four", 26.0)]
+    lines = [Line("One", 1.0, 5.0), Line("Two", 9.0, 14.0), Line("Three", 14.0, 22.0), Line("Four", 26.0, 40.0)]
     timed = sections_of_lines(lines, structure, 30.0)
     assert [(one.label, one.lines, one.start_s, one.end_s) for one in timed] == [
         ("a", ("One",), 1.0, 5.0),
