@@ -1,16 +1,13 @@
 """The tags of a song as a document's header holds them, with further ones from fields of the manifest."""
 
 import math
-import re
 from typing import Any, Literal
 
 import numpy as np
 
 from megatron_music.recipe.fields import Strict
 from megatron_music.songs.manifest import manifest_field
-from megatron_music.songs.song import Rejected, Song
-
-_COMMAS, _SPACES = re.compile("[,;，；、]"), re.compile(r"\s+")
+from megatron_music.songs.song import TAG_COMMAS, Rejected, Song, split_tags
 
 
 class TagOptions(Strict):
@@ -37,14 +34,8 @@ def tag_text(song: Song, rng: np.random.Generator, options: TagOptions) -> str:
     further = _further_tags(song, {tag.casefold() for tag in tags}, options.tag_fields)
     if options.tags == "shuffled":
         return " ".join([*(tags[index] for index in rng.permutation(len(tags))), *further])
-    separator = " " if len(tags) > 1 and not _COMMAS.search(song.genres) else ", "
+    separator = " " if len(tags) > 1 and not TAG_COMMAS.search(song.genres) else ", "
     return separator.join([song.genres, *further] if tags else further) if further else song.genres
-
-
-def split_tags(genres: str) -> list[str]:
-    """The single tags in a manifest's ``genres``: told apart at commas where there are any, and at spaces otherwise."""
-    separator = _COMMAS if _COMMAS.search(genres) else _SPACES
-    return [tag.strip() for tag in separator.split(genres) if tag.strip()]
 
 
 def _further_tags(song: Song, present: set[str], fields: list[str]) -> list[str]:

@@ -8,7 +8,7 @@ from typing import Any
 
 TRACKS = ("mix", "vocals", "accompaniment")
 SHARD_SUFFIX = ".parquet"
-_COMMAS, _SPACES = re.compile("[,;，；、]"), re.compile(r"\s+")
+TAG_COMMAS, _SPACES = re.compile("[,;，；、]"), re.compile(r"\s+")
 
 
 @dataclass
@@ -114,7 +114,7 @@ class Reject:
 
 def split_tags(genres: str) -> list[str]:
     """The single tags in a manifest's ``genres``: told apart at commas where there are any, and at spaces otherwise."""
-    separator = _COMMAS if _COMMAS.search(genres) else _SPACES
+    separator = TAG_COMMAS if TAG_COMMAS.search(genres) else _SPACES
     return [tag.strip() for tag in separator.split(genres) if tag.strip()]
 
 

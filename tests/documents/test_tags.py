@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 
 from megatron_music.documents import lyrics_to_song, reference, unconditional
-from megatron_music.documents.tags import TagOptions, split_tags, tag_text
-from megatron_music.songs.song import Rejected, Song
+from megatron_music.documents.tags import TagOptions, tag_text
+from megatron_music.songs.song import Rejected, Song, split_tags
 
 ANNEALING = ["vocal_gender", "vocal_timbre", "tempo_bpm"]
 
