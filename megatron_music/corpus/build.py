@@ -18,8 +18,9 @@ import numpy as np
 
 from megatron_music.corpus import fingerprint
 from megatron_music.corpus.contents import ContentsWriter, read_contents
+from megatron_music.corpus.curation import leave_out_near_duplicates
 from megatron_music.corpus.indexed import IndexedSource, IndexedWriter, prefix_file
-from megatron_music.corpus.parallel import Workers
+from megatron_music.corpus.parallel import Workers, part_songs
 from megatron_music.corpus.shuffle import seeded_generator
 from megatron_music.corpus.spec import BuildSpec, SourceSpec
 from megatron_music.corpus.workplace import workplace
@@ -28,6 +29,7 @@ from megatron_music.documents.tasks import TASKS
 from megatron_music.errors import InputError
 from megatron_music.files import atomic_path, read_json
 from megatron_music.progress import track
+from megatron_music.songs.filters import check_song
 from megatron_music.songs.manifest import read_rejects, write_rejects
 from megatron_music.songs.song import Reject, Rejected, Song
 from megatron_music.vocabulary.text import TextTokenizer
@@ -37,8 +39,6 @@ VOCABULARY, TOKENIZER, CODEC = "vocabulary.yaml", "tokenizer.model", "codec"
 """Names, in a corpus folder, of what makes it self-contained."""
 REJECTS = "rejects.parquet"
 _WORK = ".build"
-_PARTS = 256
-_PART_SONGS = (8, 512)
 
 
 @dataclass(frozen=True)
@@ -58,16 +58,20 @@ def build_corpus(spec: str | Path, out: str | Path, processes: int | None = None
     """Builds every source that a spec names into ``out`` and returns their sidecars by name.
 
     ``out`` then holds ``NAME.bin``, ``.idx``, ``.kind``, ``.json`` and ``.songs.parquet`` of every source,
-    ``rejects.parquet``, and copies of the vocabulary, the tokenizer and (where it was fitted) the codec. Raises
-    InputError for a spec that can't be used, and for a source that yields no document; the rejects then say why.
+    ``rejects.parquet``, ``near_duplicates.parquet`` where the spec asks for it, and copies of the vocabulary, the
+    tokenizer and (where it was fitted) the codec. Raises InputError for a spec that can't be used, and for a source
+    that yields no document; the rejects then say why.
     """
     plan = BuildSpec.read(spec)
     with workplace(out) as out, Workers(processes) as workers:
         _prepare(plan, out)
+        plan = leave_out_near_duplicates(plan, out, out / _WORK, workers)
+        unfinished = [source for source in plan.sources if not _finished(plan, source, out)]
+        for source in unfinished:  # all at once, so that an old split of the songs never stands beside a new one
+            prefix_file(out / source.name, ".json").unlink(missing_ok=True)
         try:
-            for source in plan.sources:
-                if not _finished(plan, source, out):
-                    _build_source(plan, source, out, workers)
+            for source in unfinished:
+                _build_source(plan, source, out, workers)
         finally:
             _write_rejects_of_all(plan, out)
         for leftover in (out / _WORK).glob("*.parts"):
@@ -126,14 +130,8 @@ def _build_source(plan: BuildSpec, source: SourceSpec, out: Path, workers: Worke
 
 
 def _part_prefixes(folder: Path, songs: int) -> Iterator[Path]:
-    for number in range(-(-songs // _part_songs(songs))):
+    for number in range(-(-songs // part_songs(songs))):
         yield folder / f"{number:06d}"
-
-
-def _part_songs(songs: int) -> int:
-    """Songs a part: enough parts to share out and to lose little, few enough files; a function of the source alone."""
-    smallest, largest = _PART_SONGS
-    return min(max(-(-songs // _PARTS), smallest), largest)
 
 
 def _is_whole(prefix: Path) -> bool:
@@ -144,7 +142,7 @@ def _missing_parts(plan: BuildSpec, source: SourceSpec, out: Path, folder: Path,
     """The parts that no earlier run has finished, with their songs."""
     lines = plan.songs(source)
     for prefix in _part_prefixes(folder, songs):
-        taken = tuple(islice(lines, _part_songs(songs)))
+        taken = tuple(islice(lines, part_songs(songs)))
         if not _is_whole(prefix):
             yield _Part(prefix, out, source, plan.codec, plan.seed, folder.name, taken)
 
@@ -189,6 +187,7 @@ def _documents(song: Song, part: _Part, context: DocumentContext) -> list[Docume
     source = part.source
     random = seeded_generator("documents", part.seed, source.name, song.id)
     try:
+        check_song(song, source.filters, context.codes)
         documents = TASKS[source.task].documents(song, context, random, source.options)
         if not documents:
             raise Rejected("no_document", f"{source.task} finds nothing in the song to make a document of")
@@ -209,11 +208,7 @@ def _context(corpus: Path, codec: str, identity: str) -> DocumentContext:
 
 
 def _join_parts(plan: BuildSpec, source: SourceSpec, out: Path, prefixes: Iterable[Path]) -> None:
-    """Writes the parts one after another as the source; its rejects and its table of songs are in place before it is.
-
-    An older source of this name goes out of sight first, so that it never stands beside the new one's table.
-    """
-    prefix_file(out / source.name, ".json").unlink(missing_ok=True)
+    """Writes the parts one after another as the source; its rejects and its table of songs are in place before."""
     rejects: list[Reject] = []
     used = 0
     with IndexedWriter(out / source.name, plan.about(source)) as writer, ContentsWriter(out / source.name) as contents:

@@ -6,17 +6,25 @@
     tokenizer: tokenizer.model
     codec: xcodec                          # default: the vocabulary's default codec
     held_out: ["test-*", "song-0417"]      # patterns of song ids that no training source may use
+    held_out_share: 0.01                   # and this share of all songs, chosen by a hash of their ids
+    near_duplicates: {similarity: 0.1}     # of songs whose codes are nearly the same one is kept (corpus/duplicates.py)
     seed: 0
     sources:
-      cot: {manifest: songs/manifest.jsonl, task: lyrics_to_song}
+      cot:
+        manifest: songs/manifest.jsonl
+        task: lyrics_to_song
+        filters: {min_duration_s: 30, languages: [en, zh]}  # songs/filters.py has them all
       held_out_cot: {manifest: songs/manifest.jsonl, task: lyrics_to_song, split: held_out}
+
+A song is held out or trained on by its id alone: so in all manifests alike, and whatever songs are added. A training
+song that is near a held-out one is left out.
 """
 
 import dataclasses
 import hashlib
 import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import astuple, dataclass, field
 from fnmatch import fnmatchcase
 from functools import lru_cache
 from pathlib import Path
@@ -26,13 +34,15 @@ from pydantic import Field
 
 from megatron_music import __version__
 from megatron_music.corpus import fingerprint
+from megatron_music.corpus.duplicates import NearDuplicateOptions
 from megatron_music.documents.tasks import find_task, task_options
 from megatron_music.errors import InputError
 from megatron_music.files import read_yaml
 from megatron_music.recipe.fields import RelativePath, Strict
 from megatron_music.recipe.recipe import parse_strict
+from megatron_music.songs.filters import SongFilters
 from megatron_music.songs.manifest import read_manifest
-from megatron_music.songs.song import Reject, Song
+from megatron_music.songs.song import Reject, Rejected, Song
 from megatron_music.vocabulary.text import TextTokenizer
 from megatron_music.vocabulary.vocabulary import Vocabulary
 
@@ -46,6 +56,8 @@ class _SpecFile(Strict):
     tokenizer: RelativePath
     codec: str | None = None
     held_out: list[str] = []
+    held_out_share: float = Field(default=0.0, ge=0, lt=1)
+    near_duplicates: NearDuplicateOptions | None = None
     seed: int = Field(default=0, ge=0)
     sources: dict[str, dict[str, Any]] = Field(min_length=1)
 
@@ -54,6 +66,40 @@ class _SourceFile(Strict):
     manifest: RelativePath
     task: str
     split: Literal["train", "held_out"] = "train"
+    filters: SongFilters = SongFilters()
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Which songs no training source may use: those with ids like ``patterns``, and a ``share`` of the others."""
+
+    patterns: tuple[str, ...]
+    share: float
+    seed: int
+
+    def split(self, song_id: str) -> str:
+        """``held_out`` or ``train``, by the id alone; a line without an id counts as ``train``."""
+        if any(fnmatchcase(song_id, pattern) for pattern in self.patterns):
+            return "held_out"
+        if not (self.share and song_id):
+            return "train"
+        digest = hashlib.sha256(repr(("held out", self.seed, song_id)).encode("utf-8", "backslashreplace")).digest()
+        return "held_out" if int.from_bytes(digest[:8]) < self.share * 2**64 else "train"
+
+
+@dataclass(frozen=True, slots=True)
+class LeftOut:
+    """Why a song is left out as a near-duplicate: for which song, and how similar they are."""
+
+    rule: Literal["near_duplicate", "near_held_out"]
+    kept_id: str
+    similarity: float
+
+    def reject(self, song: Song, manifest: Path) -> Reject:
+        """What is written down of the song."""
+        noun = "the held-out song" if self.rule == "near_held_out" else "song"
+        detail = f"shares {self.similarity:.0%} of its n-grams of codes with {noun} {self.kept_id}"
+        return Rejected(self.rule, detail, self.kept_id).reject(song.id, manifest)
 
 
 @dataclass(frozen=True)
@@ -74,12 +120,17 @@ class SourceSpec:
     manifest: Path
     task: str
     split: str
+    filters: SongFilters
     options: Any
 
 
 @dataclass(frozen=True)
 class BuildSpec:
-    """A whole build, validated; ``codec_folder`` is the fitted codec beside the manifests, where they have one."""
+    """A whole build, validated.
+
+    ``codec_folder`` is the fitted codec beside the manifests, where they have one. ``left_out`` has the near-duplicates
+    of each manifest by their ids; ``corpus/curation.py`` finds them.
+    """
 
     path: Path
     vocabulary_path: Path
@@ -87,10 +138,12 @@ class BuildSpec:
     vocabulary: Vocabulary
     codec: str
     codec_folder: Path | None
-    held_out: tuple[str, ...]
+    held_out: HeldOut
+    near_duplicates: NearDuplicateOptions | None
     seed: int
     sources: tuple[SourceSpec, ...]
     surveys: dict[Path, Survey]
+    left_out: Mapping[Path, Mapping[str, LeftOut]] = field(default_factory=dict)
 
     @classmethod
     def read(cls, path: str | Path) -> "BuildSpec":
@@ -102,8 +155,9 @@ class BuildSpec:
         codec = vocabulary.codec(file.codec).name
         sources = tuple(_source(path, name, fields) for name, fields in file.sources.items())
         folder = _codec_folder(path, sources)
-        manifests = {source.manifest for source in sources}
-        surveys = {manifest: _survey(manifest, file.held_out) for manifest in sorted(manifests)}
+        held_out = HeldOut(tuple(file.held_out), file.held_out_share, file.seed)
+        manifests = dict.fromkeys(source.manifest for source in sources)
+        surveys = {manifest: _survey(manifest, held_out) for manifest in manifests}
         for pattern in file.held_out:
             if not any(pattern in survey.patterns_used for survey in surveys.values()):
                 raise InputError(f"{path}: held_out", f"no song has an id like {pattern!r}", "mend the pattern")
@@ -114,7 +168,8 @@ class BuildSpec:
             vocabulary=vocabulary,
             codec=codec,
             codec_folder=folder,
-            held_out=tuple(file.held_out),
+            held_out=held_out,
+            near_duplicates=file.near_duplicates,
             seed=file.seed,
             sources=sources,
             surveys=surveys,
@@ -143,17 +198,32 @@ class BuildSpec:
             **self.identity(),
             "task": source.task,
             "options": source.options.model_dump(mode="json"),
+            "filters": source.filters.model_dump(mode="json", exclude_defaults=True),
             "split": source.split,
-            "held_out": list(self.held_out),
+            "held_out": list(self.held_out.patterns),
+            "held_out_share": self.held_out.share,
+            "near_duplicates": None,
             "seed": self.seed,
         }
+        if self.near_duplicates:
+            left_out = sorted((id, *astuple(why)) for id, why in self.left_out[source.manifest].items())
+            options = self.near_duplicates.model_dump(mode="json")
+            about["near_duplicates"] = options | {"left_out": fingerprint.of_value(left_out)}
         survey = self.surveys[source.manifest]
         inputs = [about, source.name, survey.content, _FORMAT, __version__]
         return {**about, "fingerprint": fingerprint.of_value(inputs), "files": survey.files}
 
     def songs(self, source: SourceSpec) -> Iterator[Song | Reject]:
-        """The songs of a source's split, and the lines that are none, in the manifest's order."""
-        return (song for song in read_manifest(source.manifest) if _split(song.id, self.held_out) == source.split)
+        """The songs of a source's split, and the lines that are none, in the manifest's order.
+
+        A song that is left out as a near-duplicate comes as its reject.
+        """
+        left_out = self.left_out.get(source.manifest, {})
+        for song in read_manifest(source.manifest):
+            if self.held_out.split(song.id) != source.split:
+                continue
+            why = left_out.get(song.id) if isinstance(song, Song) else None
+            yield why.reject(song, source.manifest) if why else song
 
 
 def _source(path: Path, name: str, fields: dict[str, Any]) -> SourceSpec:
@@ -166,25 +236,21 @@ def _source(path: Path, name: str, fields: dict[str, Any]) -> SourceSpec:
     task = find_task(source.task, f"{where}.task")
     rest = {key: value for key, value in fields.items() if key not in own}
     options = task_options(task, rest, where)
-    return SourceSpec(name, source.manifest, source.task, source.split, options)
+    return SourceSpec(name, source.manifest, source.task, source.split, source.filters, options)
 
 
-def _survey(manifest: Path, held_out: Sequence[str]) -> Survey:
+def _survey(manifest: Path, held_out: HeldOut) -> Survey:
     songs = {"train": 0, "held_out": 0}
     used: set[str] = set()
     files = hashlib.sha256()
     stat = lru_cache(maxsize=4096)(fingerprint.of_stat)
     for song in read_manifest(manifest):
-        used.update(pattern for pattern in held_out if fnmatchcase(song.id, pattern))
-        songs[_split(song.id, held_out)] += 1
+        used.update(pattern for pattern in held_out.patterns if fnmatchcase(song.id, pattern))
+        songs[held_out.split(song.id)] += 1
         if isinstance(song, Song):
             paths = [song.codes_path(track)[0] for track in song.codes]
             files.update(repr([stat(path) for path in paths]).encode())
     return Survey(songs, fingerprint.of_file(manifest), files.hexdigest()[:16], frozenset(used))
-
-
-def _split(song_id: str, held_out: Sequence[str]) -> str:
-    return "held_out" if any(fnmatchcase(song_id, pattern) for pattern in held_out) else "train"
 
 
 def _codec_folder(path: Path, sources: tuple[SourceSpec, ...]) -> Path | None:

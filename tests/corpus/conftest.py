@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,6 +15,8 @@ from megatron_music.corpus.build import build_corpus
 from megatron_music.corpus.indexed import IndexedWriter
 from megatron_music.recipe.recipe import Recipe
 from megatron_music.vocabulary.text import train_text_tokenizer
+
+sys.path.insert(0, str(Path(__file__).parent))  # for the modules that several tests import
 
 
 @pytest.fixture
@@ -64,6 +67,34 @@ def make_recipe(tmp_path) -> Callable[..., Recipe]:
         return Recipe.parse({**content, **fields}, tmp_path / "recipe.yaml")
 
     return make
+
+
+@pytest.fixture(scope="session")
+def prepared(tmp_path_factory, repository) -> Path:
+    """A folder with 20 songs, a vocabulary, a tokenizer and a fitted codec's folder."""
+    import building
+
+    folder = tmp_path_factory.mktemp("prepared")
+    (folder / "songs" / "codec").mkdir(parents=True)
+    (folder / "songs" / "codec" / "codec.json").write_text("{}")
+    random = np.random.default_rng(0)
+    for number in range(20):
+        for track in ("mix", "vocals", "accompaniment"):
+            codes_KT = random.integers(0, 256, (8, building.FRAMES)).astype(np.int16)
+            np.save(folder / "songs" / f"{number}.{track}.npy", codes_KT)
+    building.write_lines(folder, [building.song_line(number) for number in range(20)])
+    shutil.copy(repository / "tests" / "data" / "small_vocabulary.yaml", folder / "vocabulary.yaml")
+    train_text_tokenizer(
+        ["[verse]\nla la\n\n[chorus]\nlo lo\n\n", "folk, female, slow"], folder / "tokenizer.model", 300
+    )
+    building.write_spec(folder)
+    return folder
+
+
+@pytest.fixture
+def workspace(tmp_path, prepared) -> Path:
+    shutil.copytree(prepared, tmp_path / "work")
+    return tmp_path / "work"
 
 
 EVIL = "<script>alert(1)</script>"

@@ -7,11 +7,11 @@ import shutil
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import yaml
+from building import FRAMES, SOURCES, contents, rules, song_line, write_lines, write_spec
 
 from megatron_music.corpus.build import build_corpus
 from megatron_music.corpus.contents import read_contents
@@ -21,85 +21,8 @@ from megatron_music.corpus.stream import PhaseData, SampleStream
 from megatron_music.errors import InputError
 from megatron_music.songs.manifest import read_rejects
 from megatron_music.vocabulary.kinds import Kind
-from megatron_music.vocabulary.text import TextTokenizer, train_text_tokenizer
+from megatron_music.vocabulary.text import TextTokenizer
 from megatron_music.vocabulary.vocabulary import Vocabulary
-
-FRAMES = 1000
-SOURCES = {
-    "cot": {"manifest": "songs/manifest.jsonl", "task": "lyrics_to_song"},
-    "icl": {"manifest": "songs/manifest.jsonl", "task": "reference", "mode": "vocals", "shortest_s": 2, "mean_s": 3},
-    "mix": {"manifest": "songs/manifest.jsonl", "task": "unconditional"},
-    "residual": {"manifest": "songs/manifest.jsonl", "task": "residual", "min_distinct_codes": 5},
-}
-
-
-def song_line(number: int) -> dict:
-    """A song of 20 s in two segments, whose three tracks have code files of their own."""
-    halves = [("[verse]\nla la\n\n", 0, FRAMES // 2), ("[chorus]\nlo lo\n\n", FRAMES // 2, FRAMES)]
-    return {
-        "id": f"song-{number:03d}",
-        "codec": f"{number}.mix.npy",
-        "vocals_codec": f"{number}.vocals.npy",
-        "instrumental_codec": f"{number}.accompaniment.npy",
-        "audio_length_in_sec": FRAMES / 50,
-        "genres": "folk, female, slow",
-        "splitted_lyrics": {
-            "segmented_lyrics": [
-                {"line_content": text, "codec_frame_start": start, "codec_frame_end": end}
-                for text, start, end in halves
-            ]
-        },
-    }
-
-
-def write_spec(folder: Path, **changes) -> Path:
-    spec = {"vocabulary": "vocabulary.yaml", "tokenizer": "tokenizer.model", "sources": SOURCES} | changes
-    (folder / "spec.yaml").write_text(yaml.safe_dump(spec))
-    return folder / "spec.yaml"
-
-
-def write_lines(folder: Path, lines: list) -> None:
-    text = "".join((line if isinstance(line, str) else json.dumps(line)) + "\n" for line in lines)
-    (folder / "songs" / "manifest.jsonl").write_text(text)
-
-
-@pytest.fixture(scope="module")
-def prepared(tmp_path_factory, repository) -> Path:
-    """A folder with 20 songs, a vocabulary, a tokenizer and a fitted codec's folder."""
-    folder = tmp_path_factory.mktemp("prepared")
-    (folder / "songs" / "codec").mkdir(parents=True)
-    (folder / "songs" / "codec" / "codec.json").write_text("{}")
-    random = np.random.default_rng(0)
-    for number in range(20):
-        for track in ("mix", "vocals", "accompaniment"):
-            codes_KT = random.integers(0, 256, (8, FRAMES)).astype(np.int16)
-            np.save(folder / "songs" / f"{number}.{track}.npy", codes_KT)
-    write_lines(folder, [song_line(number) for number in range(20)])
-    shutil.copy(repository / "tests" / "data" / "small_vocabulary.yaml", folder / "vocabulary.yaml")
-    train_text_tokenizer(
-        ["[verse]\nla la\n\n[chorus]\nlo lo\n\n", "folk, female, slow"], folder / "tokenizer.model", 300
-    )
-    write_spec(folder)
-    return folder
-
-
-@pytest.fixture
-def workspace(tmp_path, prepared) -> Path:
-    shutil.copytree(prepared, tmp_path / "work")
-    return tmp_path / "work"
-
-
-def contents(corpus: Path) -> dict[str, bytes]:
-    """Every visible file of a corpus folder by its relative path."""
-    files = (path for path in corpus.rglob("*") if path.is_file())
-    named = {str(path.relative_to(corpus)): path.read_bytes() for path in files}
-    return {name: content for name, content in named.items() if not name.startswith(".")}
-
-
-def rules(corpus: Path, source: str) -> dict[str, str]:
-    """Rule by song id (or by line, where there is none) of a source's rejects."""
-    rejects = [reject for reject in read_rejects(corpus / "rejects.parquet") if reject.where.startswith(f"{source}: ")]
-    return {reject.id or reject.where.rpartition(": ")[2]: reject.rule for reject in rejects}
 
 
 def test_the_published_example_has_its_known_digest(tmp_path, yue_data, repository):
