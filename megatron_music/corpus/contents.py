@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from megatron_music.corpus.indexed import prefix_file
@@ -43,6 +44,7 @@ class ContentsWriter:
     def __init__(self, prefix: str | os.PathLike):
         self.seconds = 0.0
         self._rows: list[dict] = []
+        self._tables: list[pa.Table] = []
         self._place = atomic_path(prefix_file(prefix, SUFFIX))
 
     def __enter__(self) -> "ContentsWriter":
@@ -61,15 +63,23 @@ class ContentsWriter:
 
     def extend(self, table: pa.Table, first_document: int) -> None:
         """Appends the table of a part whose documents are numbered from ``first_document`` on."""
-        rows = table.to_pylist()
-        self.seconds += sum(row["seconds"] for row in rows)
-        self._rows += [row | {"document": row["document"] + first_document} for row in rows]
-        if len(self._rows) >= _GROUP_ROWS:
+        self._gather_rows()
+        numbers = pc.add(table["document"], first_document)
+        self._tables.append(table.set_column(table.schema.get_field_index("document"), "document", numbers))
+        self.seconds += pc.sum(table["seconds"], min_count=0).as_py()
+        if sum(map(len, self._tables)) >= _GROUP_ROWS:
             self._flush()
 
+    def _gather_rows(self) -> None:
+        if self._rows:
+            self._tables.append(pa.Table.from_pylist(self._rows, schema=SCHEMA))
+            self._rows.clear()
+
     def _flush(self) -> None:
-        self._writer.write_table(pa.Table.from_pylist(self._rows, schema=SCHEMA))
-        self._rows.clear()
+        self._gather_rows()
+        # One table, so that what was appended in small pieces is one row group.
+        self._writer.write_table(pa.concat_tables(self._tables or [SCHEMA.empty_table()]).combine_chunks())
+        self._tables.clear()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

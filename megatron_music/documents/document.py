@@ -1,7 +1,7 @@
 """A token document and the pieces it is put together from."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -38,10 +38,22 @@ class DocumentContext:
     tokenizer: TextTokenizer
     codec: CodecRange
     load_codes: Callable[[Song, str, CodecRange], np.ndarray] = load_codes
+    _marks: dict[str, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict, init=False, repr=False)
 
     def codes(self, song: Song, track: str) -> np.ndarray:
         """Codes, int16 (K, T), of one track; raises Rejected."""
         return self.load_codes(song, track, self.codec)
+
+    def text(self, text: str) -> tuple[np.ndarray, np.ndarray]:
+        """Ids, int32 (N,), and kinds, uint8 (N,), of a text."""
+        ids = np.array(self.tokenizer.encode(text), dtype=np.int32)
+        return ids, self.vocabulary.text_kinds(ids)
+
+    def mark(self, mark: str) -> tuple[np.ndarray, np.ndarray]:
+        """The same of a text that stands in many documents; encoded once, not to be written to."""
+        if mark not in self._marks:
+            self._marks[mark] = self.text(mark)
+        return self._marks[mark]
 
 
 class DocumentBuilder:
@@ -52,26 +64,26 @@ class DocumentBuilder:
         self._ids: list[np.ndarray] = []
         self._kinds: list[np.ndarray] = []
         vocabulary = context.vocabulary
-        self._opening = [vocabulary.special("<SOA>"), *vocabulary.marker_ids(context.codec)]
-        self._closing = [vocabulary.special("<EOA>")]
+        self._opening = _specials([vocabulary.special("<SOA>"), *vocabulary.marker_ids(context.codec)])
+        self._closing = _specials([vocabulary.special("<EOA>")])
 
     def text(self, text: str) -> None:
         """A text, encoded on its own."""
-        self._append_text(self._context.tokenizer.encode(text))
+        self._append(*self._context.text(text))
 
     def mark(self, mark: str) -> None:
         """A text that stands in many documents, such as ``[start_of_segment]``."""
-        self._append_text(self._context.tokenizer.encode_mark(mark))
+        self._append(*self._context.mark(mark))
 
     def special(self, *tokens: str) -> None:
         """Special tokens by name."""
-        self._append_special([self._context.vocabulary.special(token) for token in tokens])
+        self._append(*_specials([self._context.vocabulary.special(token) for token in tokens]))
 
     def audio(self, ids: np.ndarray, kinds: np.ndarray) -> None:
         """``<SOA>``, the codec's marker, audio ids, ``<EOA>``."""
-        self._append_special(self._opening)
+        self._append(*self._opening)
         self._append(ids, kinds)
-        self._append_special(self._closing)
+        self._append(*self._closing)
 
     def extend(self, ids: np.ndarray, kinds: np.ndarray) -> None:
         """Ids with their kinds as they are."""
@@ -82,16 +94,13 @@ class DocumentBuilder:
         self.special("<EOD>")
         return Document(song_id, np.concatenate(self._ids), np.concatenate(self._kinds), seconds)
 
-    def _append_text(self, ids: list[int]) -> None:
-        ids_N = np.array(ids, dtype=np.int32)
-        self._append(ids_N, self._context.vocabulary.text_kinds(ids_N))
-
     def _append(self, ids: np.ndarray, kinds: np.ndarray) -> None:
         self._ids.append(ids)
         self._kinds.append(kinds)
 
-    def _append_special(self, ids: list[int]) -> None:
-        self._append(np.array(ids, dtype=np.int32), np.full(len(ids), int(Kind.SPECIAL), dtype=np.uint8))
+
+def _specials(ids: list[int]) -> tuple[np.ndarray, np.ndarray]:
+    return np.array(ids, dtype=np.int32), np.full(len(ids), int(Kind.SPECIAL), dtype=np.uint8)
 
 
 def interleave(first_T: np.ndarray, second_T: np.ndarray) -> np.ndarray:

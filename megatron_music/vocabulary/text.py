@@ -45,7 +45,6 @@ class TextTokenizer:
             if id >= 0:
                 cut.setdefault(self._model.id_to_piece(id), id)
         self._cut_ids = cut
-        self._marks: dict[str, list[int]] = {}
         self._cut_pattern = re.compile("(" + "|".join(map(re.escape, sorted(cut, key=len, reverse=True))) + ")")
 
     def encode(self, text: str) -> list[int]:
@@ -59,12 +58,6 @@ class TextTokenizer:
             elif part:
                 ids.extend(self._model.encode(part))
         return ids
-
-    def encode_mark(self, mark: str) -> list[int]:
-        """Ids of a text that stands in many documents as it is; encoded once."""
-        if mark not in self._marks:
-            self._marks[mark] = self.encode(mark)
-        return self._marks[mark]
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of ``ids``; special tokens stand as written, codec ids as ``<codec/codebook/code>``.
