@@ -17,11 +17,12 @@ from megatron_music.recipe.recipe import Recipe
 
 @dataclass(frozen=True)
 class Stock:
-    """What a corpus holds of one source; ``seconds`` of audio where its sidecar knows them."""
+    """What a corpus holds of one source; ``seconds`` of audio and ``fingerprint`` where its sidecar has them."""
 
     tokens: int
     documents: int
-    seconds: float | None
+    seconds: float | None = None
+    fingerprint: str | None = None
 
     @property
     def tokens_per_hour(self) -> Fraction | None:
@@ -37,7 +38,8 @@ def read_stock(corpus: Path, name: str) -> Stock:
     about: Any = read_json(path)
     try:
         seconds = about.get("seconds")
-        stock = Stock(int(about["tokens"]), int(about["documents"]), None if seconds is None else float(seconds))
+        seconds = None if seconds is None else float(seconds)
+        stock = Stock(int(about["tokens"]), int(about["documents"]), seconds, about.get("fingerprint"))
     except (AttributeError, KeyError, TypeError, ValueError):
         raise InputError(path, "is not the sidecar of a source", "build the source again") from None
     if stock.tokens < 1:

@@ -1,10 +1,12 @@
-"""A run's folder: ``recipe.yaml``, ``checkpoints/step_N/``, ``metrics.jsonl``, ``tensorboard/``."""
+"""A run's folder: ``recipe.yaml``, ``corpus.json``, ``checkpoints/step_N/``, ``metrics.jsonl``, ``tensorboard/``."""
 
 import json
 import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
+from megatron_music.corpus.blend import read_stocks
 from megatron_music.errors import InputError
 from megatron_music.files import read_json, write_json, write_text
 from megatron_music.recipe.recipe import Network, Recipe
@@ -13,6 +15,8 @@ _FIXED = ("seed", "vocabulary", "corpus", "network", "optimizer", "groups", "pha
 """Fields of a recipe that decide what is learned: a run that is resumed may not change them."""
 
 
+STATE = "state.json"
+"""In every checkpoint: where its run stood; without it a folder is none."""
 NETWORK = "network.json"
 """In a checkpoint that was imported, in place of the ``recipe.yaml`` of one that was trained: its network, and where it
 came from."""
@@ -48,6 +52,22 @@ class RunFolder:
         """Folder of the checkpoint after ``step`` steps."""
         return self.checkpoints / f"step_{step:06d}"
 
+    def check_corpus(self, recipe: Recipe) -> None:
+        """Raises InputError where a source is not the one that the run began with; its order would be another's.
+
+        ``corpus.json`` has what the sources were at the start. A folder without it is of no run yet.
+        """
+        if self._sources.is_file():
+            before, now = read_json(self._sources), _stocks(recipe)
+            changed = next((name for name in now if before.get(name) != now[name]), None)
+            if changed is not None:
+                raise InputError(recipe.corpus / changed, "is not what it was when the run in "
+                                 f"{self.path} began", "restore that corpus, or start another run")  # fmt: skip
+
+    @property
+    def _sources(self) -> Path:
+        return self.path / "corpus.json"
+
     def complete_checkpoints(self) -> list[tuple[Path, CheckpointState]]:
         """Complete checkpoints, oldest first; half-written ones have another name."""
         found = [(folder, read_state(folder)) for folder in self.checkpoints.glob("step_*") if folder.is_dir()]
@@ -65,7 +85,9 @@ class RunFolder:
                 if getattr(before, field) != getattr(recipe, field):
                     raise InputError(saved, f"this run was started with another `{field}`",
                                      "choose another run folder (--set run=...) or delete this one")  # fmt: skip
+        self.check_corpus(recipe)
         recipe.save(saved)
+        write_json(self._sources, _stocks(recipe))
         if self.checkpoints.is_dir():
             for leftover in self.checkpoints.glob(".step_*"):
                 shutil.rmtree(leftover)
@@ -91,12 +113,16 @@ class RunFolder:
             write_text(self.metrics, "".join(f"{line}\n" for line in kept))
 
 
+def _stocks(recipe: Recipe) -> dict[str, dict[str, Any]]:
+    return {name: asdict(stock) for name, stock in read_stocks(recipe).items()}
+
+
 def read_state(checkpoint: Path) -> CheckpointState:
     """State of a checkpoint folder; raises InputError where it is not one."""
-    path = checkpoint / "state.json"
+    path = checkpoint / STATE
     if not path.is_file():
         raise InputError(
-            checkpoint, "is not a checkpoint: no state.json", "name one such as RUN/checkpoints/step_000100"
+            checkpoint, f"is not a checkpoint: no {STATE}", "name one such as RUN/checkpoints/step_000100"
         )
     try:
         return CheckpointState(**read_json(path))
@@ -118,7 +144,7 @@ def has_optimizer(checkpoint: Path) -> bool:
 
 def write_state(checkpoint: Path, state: CheckpointState) -> None:
     """Writes ``state.json`` into a checkpoint folder."""
-    write_json(checkpoint / "state.json", asdict(state))
+    write_json(checkpoint / STATE, asdict(state))
 
 
 def _step_of(line: str) -> float:

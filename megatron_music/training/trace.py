@@ -16,13 +16,14 @@ def trace_text(song: str, run: str | Path) -> str:
     """Every sample of a run that holds the song, below how often it comes and how much of that is done.
 
     ``run`` is a run folder, or a recipe for a run that was never started. Raises InputError where it is neither, or
-    the song is in no source of it.
+    the song is in no source of it, or the corpus is no longer the run's.
     """
     run = Path(run)
     recipe_file = run / "recipe.yaml" if run.is_dir() else run
     if run.is_dir() and not recipe_file.is_file():
         raise InputError(run, "is not a run: no recipe.yaml", "name a run folder or a recipe file")
     recipe = Recipe.load(recipe_file)
+    RunFolder(run).check_corpus(recipe)
     occurrences = trace_song(song, recipe)
     lines = [f"{song}: {_extent(occurrences)}" if occurrences else f"{song}: no sample of this run holds it"]
     checkpoints = RunFolder(run).complete_checkpoints()

@@ -171,3 +171,7 @@ def test_the_verb_says_how_much_of_it_is_done(corpus, make_recipe):
     assert begun[1].startswith(f"by the last checkpoint, after step 100: {done:,} tokens in ")
     assert begun[2] == "before its first step the run had learned what other/run has"
     assert begun[3:] == planned[1:]
+    # Of a corpus that was built again since, the answer would be another run's.
+    write_json(run / "corpus.json", {})
+    refused = CliRunner().invoke(cli.app, ["trace", "song-4", str(run)])
+    assert isinstance(refused.exception, InputError) and "is not what it was when the run" in str(refused.exception)

@@ -145,6 +145,20 @@ def test_a_run_folder_refuses_another_recipe_and_forgets_what_is_done_again(make
         folder.open(make_recipe(seed=2))
 
 
+def test_a_run_folder_refuses_a_corpus_that_was_built_again(make_recipe, corpus, tmp_path):
+    recipe = make_recipe(corpus=str(shutil.copytree(corpus, tmp_path / "corpus")))
+    folder = RunFolder(recipe.run)
+    folder.open(recipe)
+    folder.open(recipe)
+    sidecar = recipe.corpus / "loops.json"
+    about = json.loads(sidecar.read_text())
+    sidecar.write_text(json.dumps(about | {"fingerprint": "another"}))
+    with pytest.raises(InputError, match="loops: is not what it was when the run in .*run began; restore that corpus"):
+        folder.open(recipe)
+    sidecar.write_text(json.dumps(about))
+    folder.open(recipe)
+
+
 def test_a_branch_needs_a_checkpoint_of_the_same_network(make_recipe, tmp_path):
     with pytest.raises(InputError, match="is not a checkpoint"):
         check(make_recipe(), 1, tmp_path)
