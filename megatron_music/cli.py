@@ -271,23 +271,23 @@ def export(
 
 @app.command(
     "import",
-    epilog="Example: megatron-music import YuE-s1-7B runs/in --vocabulary tokenizers/yue.yaml --tokenizer tokenizer.model",
+    epilog="Example: megatron-music import YuE-s1-7B runs/in --vocabulary tokenizers/yue.yaml "
+    "--tokenizer tokenizer.model",
 )
 def import_(
-    folder: Annotated[Path, typer.Argument(help="Hugging Face folder of a Llama network.")],
+    folder: Annotated[Path, typer.Argument(help="Hugging Face Llama folder, or Megatron-LM's checkpoint.")],
     out: Annotated[Path, typer.Argument(help="Checkpoint folder to write, for `train --from`.")],
+    recipe: Annotated[Path | None, typer.Option(help="Recipe that says the network of Megatron-LM's weights.")] = None,
     vocabulary: Annotated[Path | None, typer.Option(help="Vocabulary file.", show_default="the folder's own")] = None,
     tokenizer: Annotated[Path | None, typer.Option(help="SentencePiece model.", show_default="the folder's")] = None,
     verify: Verify = False,
 ) -> None:
-    """Write a Hugging Face Llama folder as a checkpoint that training goes on from, on any layout."""
-    from megatron_music.conversion.import_llama import import_llama
+    """Write a network from elsewhere as a checkpoint that training goes on from, on any layout."""
+    from megatron_music.conversion.imports import import_network
 
-    import_llama(folder, out, vocabulary, tokenizer)
-    if verify:
-        from megatron_music.conversion.verify import verify as verified
-
-        typer.echo(verified(out, folder))
+    verified = import_network(folder, out, recipe, vocabulary, tokenizer, verify)
+    if verified:
+        typer.echo(verified)
 
 
 @app.command(

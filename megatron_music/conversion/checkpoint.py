@@ -53,7 +53,11 @@ class CheckpointReader:
                 folder, "is not a distributed checkpoint: no .metadata", "name one such as RUN/checkpoints/step_000100"
             )
         self._reader = FileSystemReader(self.folder)
-        self._metadata = self._reader.read_metadata()
+        try:
+            self._metadata = self._reader.read_metadata()
+        except Exception as error:  # damaged bytes can make unpickling raise almost anything
+            what = f"can't be read ({type(error).__name__}: {error})"
+            raise InputError(self.folder / ".metadata", what, "copy the checkpoint again") from None
         self._reader.set_up_storage_reader(self._metadata, is_coordinator=True)
 
     def __contains__(self, name: str) -> bool:
@@ -66,6 +70,10 @@ class CheckpointReader:
     def shape(self, name: str) -> tuple[int, ...]:
         """Shape of the whole tensor, layers included; raises InputError where there is none of this name."""
         return tuple(self._of(name).size)
+
+    def dtype(self, name: str) -> torch.dtype:
+        """Type of a tensor's numbers."""
+        return self._of(name).properties.dtype
 
     def read(self, name: str, layer: int | None = None) -> torch.Tensor:
         """The whole tensor, or row ``layer`` of its first dimension; memory holds it and one shard of it."""

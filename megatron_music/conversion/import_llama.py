@@ -1,11 +1,8 @@
 """From a Hugging Face Llama folder to a checkpoint that `train --from` goes on from, on any layout.
 
-The published YuE models come in this way. Weights are read and written one at a time, in the type that they have; the
-checkpoint holds no optimizer state, and stands at step 0 of no phase. Beside the weights it carries the vocabulary, the
-text tokenizer and what else the folder has of an export.
+The published YuE models come in this way. Weights are read and written one at a time, in the type that they have.
 """
 
-import shutil
 from collections.abc import Iterator
 from itertools import groupby
 from pathlib import Path
@@ -14,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ValidationError
 
 from megatron_music.conversion.export import refuse_foreign_folder
+from megatron_music.conversion.imported import Words, with_padding, write_imported
 from megatron_music.errors import InputError
-from megatron_music.files import atomic_path, read_json, write_json
+from megatron_music.files import read_json
 from megatron_music.recipe.recipe import Network
-from megatron_music.training.run_folder import NETWORK, CheckpointState, write_state
-from megatron_music.vocabulary.text import TextTokenizer
+from megatron_music.training.run_folder import STATE
 from megatron_music.vocabulary.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
@@ -27,8 +24,6 @@ if TYPE_CHECKING:
     from megatron_music.conversion.checkpoint import Row
     from megatron_music.conversion.llama import Weight
     from megatron_music.conversion.weight_files import WeightFiles
-
-CARRIED = ("documents.json", "generation_config.json")
 
 
 def import_llama(
@@ -44,30 +39,14 @@ def import_llama(
     Raises:
         InputError: the folder is no Llama network of this kind, its files are damaged, or the vocabulary does not fit.
     """
-    from megatron_music.conversion.checkpoint import write_checkpoint
     from megatron_music.conversion.weight_files import WeightFiles
 
-    folder, out = Path(folder), Path(out)
-    refuse_foreign_folder(out, "state.json")
-    config = read_json(folder / "config.json")
-    network = network_of(config, folder / "config.json")
-    vocabulary = Path(vocabulary or folder / "vocabulary.yaml")
-    words = Vocabulary.load(vocabulary)
-    tokenizer = Path(tokenizer or folder / "tokenizer.model")
-    TextTokenizer(tokenizer, words)
-    with WeightFiles(folder) as tensors, atomic_path(out) as checkpoint:
-        rows = list(_rows(network, words, tensors))
-        checkpoint.mkdir()
-        write_checkpoint(checkpoint, rows)
-        shutil.copyfile(vocabulary, checkpoint / "vocabulary.yaml")
-        shutil.copyfile(tokenizer, checkpoint / "tokenizer.model")
-        for name in CARRIED:
-            if (folder / name).is_file():
-                shutil.copyfile(folder / name, checkpoint / name)
-        if (folder / "codec").is_dir():
-            shutil.copytree(folder / "codec", checkpoint / "codec")
-        write_json(checkpoint / NETWORK, {"network": network.model_dump(), "imported_from": str(folder.resolve())})
-        write_state(checkpoint, CheckpointState(0, 0, "import", True))
+    folder = Path(folder)
+    refuse_foreign_folder(out, STATE)
+    network = network_of(read_json(folder / "config.json"), folder / "config.json")
+    words = Words.open(folder, vocabulary, tokenizer)
+    with WeightFiles(folder) as tensors:
+        write_imported(out, network, words, folder, list(_rows(network, words.vocabulary, tensors)))
     return network
 
 
@@ -146,18 +125,15 @@ class _Joined:
         self._parts, self._shape, self._tensors = parts, shape, tensors
 
     def __call__(self) -> "torch.Tensor":
-        """The row, rows of ids that the network does not have filled with zeros."""
+        """The row."""
         import torch
 
-        first = self._tensors.read(self._parts[0].name)
-        if first.shape == self._shape:
-            return first
-        row = torch.zeros(self._shape, dtype=first.dtype)
+        if len(self._parts) == 1:
+            return with_padding(self._tensors.read(self._parts[0].name), self._shape)
+        row = None
         for part in self._parts:
             tensor = self._tensors.read(part.name)
+            row = torch.empty(self._shape, dtype=tensor.dtype) if row is None else row
             place = part.view(row)
-            if len(self._parts) == 1:
-                place[: len(tensor)] = tensor
-            else:
-                place.copy_(tensor.reshape(place.shape))
+            place.copy_(tensor.reshape(place.shape))
         return row

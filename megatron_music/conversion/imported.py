@@ -1,0 +1,68 @@
+"""A checkpoint that came from elsewhere: what every importer writes.
+
+It holds no optimizer state and stands at step 0 of no phase. Beside the weights it carries its network, the vocabulary,
+the text tokenizer and what else the source has of an export.
+"""
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from megatron_music.files import atomic_path, write_json
+from megatron_music.recipe.recipe import Network
+from megatron_music.training.run_folder import NETWORK, CheckpointState, write_state
+from megatron_music.vocabulary.text import TextTokenizer
+from megatron_music.vocabulary.vocabulary import Vocabulary
+
+if TYPE_CHECKING:
+    import torch
+
+    from megatron_music.conversion.checkpoint import Row
+
+CARRIED = ("documents.json", "generation_config.json")
+
+
+@dataclass(frozen=True)
+class Words:
+    """The vocabulary and the SentencePiece model of a network, with their files."""
+
+    vocabulary: Vocabulary
+    vocabulary_path: Path
+    tokenizer_path: Path
+
+    @classmethod
+    def open(cls, folder: Path, vocabulary: str | Path | None, tokenizer: str | Path | None) -> "Words":
+        """Those named, or those that lie in ``folder``; raises InputError where they are missing or do not fit."""
+        vocabulary_path = Path(vocabulary or folder / "vocabulary.yaml")
+        tokenizer_path = Path(tokenizer or folder / "tokenizer.model")
+        found = Vocabulary.load(vocabulary_path)
+        TextTokenizer(tokenizer_path, found)
+        return cls(found, vocabulary_path, tokenizer_path)
+
+
+def write_imported(out: str | Path, network: Network, words: Words, source: Path, rows: list["Row"]) -> None:
+    """Writes the checkpoint of a network that came from the folder ``source``; ``out`` appears whole."""
+    from megatron_music.conversion.checkpoint import write_checkpoint
+
+    with atomic_path(out) as checkpoint:
+        checkpoint.mkdir()
+        write_checkpoint(checkpoint, rows)
+        shutil.copyfile(words.vocabulary_path, checkpoint / "vocabulary.yaml")
+        shutil.copyfile(words.tokenizer_path, checkpoint / "tokenizer.model")
+        for name in CARRIED:
+            if (source / name).is_file():
+                shutil.copyfile(source / name, checkpoint / name)
+        if (source / "codec").is_dir():
+            shutil.copytree(source / "codec", checkpoint / "codec")
+        write_json(checkpoint / NETWORK, {"network": network.model_dump(), "imported_from": str(source.resolve())})
+        write_state(checkpoint, CheckpointState(0, 0, "import", True))
+
+
+def with_padding(tensor: "torch.Tensor", shape: tuple[int, ...]) -> "torch.Tensor":
+    """``tensor`` with as many rows as ``shape`` has: zeros for ids that it lacks, its own padding cut away."""
+    if len(tensor) >= shape[0]:
+        return tensor[: shape[0]]
+    row = tensor.new_zeros(shape)
+    row[: len(tensor)] = tensor
+    return row
