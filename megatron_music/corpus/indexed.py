@@ -25,6 +25,7 @@ _HEADER = struct.Struct("<9sQBQQ")  # magic, version, dtype code, sequences, doc
 _DTYPES = {1: np.uint8, 2: np.int8, 3: np.int16, 4: np.int32, 5: np.int64, 8: np.uint16}
 _INT32_CODE = 4
 _INDEX_CHUNK = 1 << 20
+_COPY_BYTES = 1 << 20
 _SUFFIXES = (".bin", ".idx", ".kind", ".json")
 
 
@@ -72,6 +73,16 @@ class IndexedWriter:
         self._tokens_by_kind += np.bincount(kinds, minlength=256)
         self.tokens += len(ids)
 
+    def extend(self, source: "IndexedSource") -> None:
+        """Appends all documents of a source that an IndexedWriter has written."""
+        for stream, suffix in ((self._bin, ".bin"), (self._kind, ".kind")):
+            with open(prefix_file(source.prefix, suffix), "rb") as part:
+                shutil.copyfileobj(part, stream, _COPY_BYTES)
+        self._lengths.frombytes(np.asarray(source.lengths, np.int32).tobytes())
+        for name, count in source.sidecar["tokens_by_kind"].items():
+            self._tokens_by_kind[Kind[name.upper()]] += count
+        self.tokens += source.total_tokens
+
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
@@ -85,7 +96,7 @@ class IndexedWriter:
 
     def _finish(self) -> None:
         with open(self._workspace / "idx", "wb") as stream:
-            _write_index(stream, np.frombuffer(self._lengths, np.int32))
+            write_index(stream, np.frombuffer(self._lengths, np.int32))
             stream.flush()
             os.fsync(stream.fileno())
         by_kind = {Kind(kind).name.lower(): int(count) for kind, count in enumerate(self._tokens_by_kind) if count}
@@ -97,7 +108,7 @@ class IndexedWriter:
         write_json(prefix_file(self.prefix, ".json"), about)
 
 
-def _write_index(stream: Any, lengths: np.ndarray) -> None:
+def write_index(stream: Any, lengths: np.ndarray) -> None:
     """Writes lengths int32, byte offsets int64 and document boundaries int64, in chunks so that memory stays flat."""
     count = len(lengths)
     stream.write(_HEADER.pack(_MAGIC, 1, _INT32_CODE, count, count + 1))

@@ -13,7 +13,6 @@ from typing import TypeVar
 import numpy as np
 
 V = TypeVar("V")
-_SCAN_CHUNK = 1 << 16
 
 
 def seeded_bits(count: int, *key: int | str) -> np.ndarray:
@@ -68,12 +67,14 @@ class EpochOrder:
     """
 
     def __init__(self, lengths: np.ndarray, key: Sequence[int | str], block_documents: int = 1 << 16):
-        self._lengths, self._key, self._size = lengths, tuple(key), block_documents
+        self._lengths, self._key, self._size = np.asarray(lengths), tuple(key), block_documents
         self._count = len(lengths)
         multiplier, self._shift = (int(bits) % self._count for bits in seeded_bits(2, *key, "spread"))
         while math.gcd(multiplier, self._count) != 1:
             multiplier = (multiplier + 1) % self._count
         self._multiplier = multiplier
+        # The products stay within int64: a block is small.
+        self._steps = np.arange(min(block_documents, self._count), dtype=np.int64) * multiplier % self._count
         tokens = [self._block_tokens(block) for block in range(-(-self._count // block_documents))]
         self._ends = np.cumsum(tokens, dtype=np.int64)
         self._blocks: Recent[tuple[np.ndarray, np.ndarray]] = Recent(2)
@@ -99,22 +100,24 @@ class EpochOrder:
         return before + int(ends[place]) - int(self._lengths[document])
 
     def documents(self) -> np.ndarray:
-        """All documents in their order, int64 (documents,); for tests and tracing, at 8 bytes a document."""
+        """All documents in their order, int64 (documents,); for tests, at 8 bytes a document."""
         return np.concatenate([self._load(block)[0] for block in range(len(self._ends))])
 
-    def _members(self, start: int, stop: int) -> np.ndarray:
-        # Below 3 billion documents the product stays within int64.
-        return (np.arange(start, stop, dtype=np.int64) * self._multiplier + self._shift) % self._count
+    def _members(self, block: int) -> np.ndarray:
+        """Documents of a block, in the affine map's order: an addition each, where the map itself takes a division."""
+        first = block * self._size
+        start = (first * self._multiplier + self._shift) % self._count
+        members = self._steps[: self._count - first] + start
+        np.subtract(members, self._count, out=members, where=members >= self._count)
+        return members
 
     def _block_tokens(self, block: int) -> int:
-        first, last = block * self._size, min((block + 1) * self._size, self._count)
-        chunks = (self._members(at, min(at + _SCAN_CHUNK, last)) for at in range(first, last, _SCAN_CHUNK))
-        return sum(int(self._lengths[chunk].sum(dtype=np.int64)) for chunk in chunks)
+        return int(self._lengths.take(self._members(block)).sum(dtype=np.int64))
 
     def _load(self, block: int) -> tuple[np.ndarray, np.ndarray]:
         """Documents of a block in order, and the token position within the block at which each ends."""
-        first, last = block * self._size, min((block + 1) * self._size, self._count)
-        documents = self._members(first, last)[seeded_permutation(last - first, *self._key, block)]
+        members = self._members(block)
+        documents = members[seeded_permutation(len(members), *self._key, block)]
         return documents, np.cumsum(self._lengths[documents], dtype=np.int64)
 
 
