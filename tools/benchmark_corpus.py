@@ -23,6 +23,7 @@ import os
 import random
 import resource
 import shlex
+import shutil
 import statistics
 import subprocess
 import sys
@@ -34,16 +35,17 @@ from pathlib import Path
 import numpy as np
 import psutil
 
-from megatron_music.corpus.build import build_corpus
+from megatron_music.corpus.build import TOKENIZER, VOCABULARY, Part, build_part
 from megatron_music.corpus.indexed import IndexedSource
 from megatron_music.corpus.shuffle import EpochOrder
+from megatron_music.corpus.spec import BuildSpec
 from megatron_music.documents.texts import texts_of_manifest
 from megatron_music.songs.codes import CodesRow, write_codes_shard
 from megatron_music.songs.manifest import write_manifest
 from megatron_music.songs.song import TRACKS, Segment, Song
 from megatron_music.vocabulary.text import train_text_tokenizer
 
-VOCABULARY = Path(__file__).resolve().parents[1] / "tokenizers" / "yue.yaml"
+VOCABULARY_PATH = Path(__file__).resolve().parents[1] / "tokenizers" / "yue.yaml"
 FRAMES_PER_SECOND, CODEBOOKS, SONGS_A_SHARD = 50, 8, 64
 TASKS = {
     "lyrics_to_song": {"task": "lyrics_to_song"},
@@ -90,11 +92,10 @@ def benchmark_documents(options: argparse.Namespace, folder: Path) -> None:
     contenders: dict[str, Callable[[], None]] = {}
     for name, fields in TASKS.items():
         spec = write_spec(folder / f"{name}.json", tokenizer, {name: {**fields, "manifest": str(songs)}})
-        contenders[name] = lambda spec=spec, name=name: build_anew(spec, folder / "ours" / name)
+        contenders[name] = part_builder(spec, folder / "ours")
     start_up = {"wall": 0.0, "cpu": 0.0}
     if options.peer:
         manifest, one = write_peer_songs(folder / "npy", options.songs, options.seconds)
-        # An own name for each prefix: the peer's files stand beside each other.
         start_up = timed(peer(options.peer, one, folder / "one", tokenizer))
         contenders["peer"] = peer(options.peer, manifest, folder / "peer", tokenizer)
     seconds: dict[str, list[dict[str, float]]] = {name: [] for name in contenders}
@@ -106,8 +107,7 @@ def benchmark_documents(options: argparse.Namespace, folder: Path) -> None:
     print(f"{options.songs} songs of {options.seconds:g} s, {options.rounds} rounds, one process, medians (and range)")
     if options.peer:
         print(f"the peer's start-up, {start_up['wall']:.1f} s, is taken off")
-        if "lyrics_to_song" in contenders:
-            print(f"lyrics_to_song and the peer wrote the same ids: {same_ids(folder)}")
+        print(f"lyrics_to_song and the peer wrote the same ids: {same_ids(folder)}")
     for name, rounds in seconds.items():
         for key, noun in (("wall", "songs/s"), ("cpu", "songs/s of processor time")):
             print(f"{name:16} {spread([options.songs / spent[key] for spent in rounds], 1)} {noun}")
@@ -207,14 +207,30 @@ def small_tokenizer(folder: Path, manifest: Path | None = None) -> Path:
 
 
 def write_spec(path: Path, tokenizer: Path, sources: dict[str, dict]) -> Path:
-    spec = {"vocabulary": str(VOCABULARY), "tokenizer": str(tokenizer.resolve()), "codec": "xcodec", "sources": sources}
+    spec = {
+        "vocabulary": str(VOCABULARY_PATH),
+        "tokenizer": str(tokenizer.resolve()),
+        "codec": "xcodec",
+        "sources": sources,
+    }
     path.write_text(json.dumps(spec))
     return path
 
 
-def build_anew(spec: Path, out: Path) -> None:
-    subprocess.run(["rm", "-rf", str(out)], check=True)
-    build_corpus(spec, out, processes=1)
+def part_builder(spec: Path, folder: Path) -> Callable[[], None]:
+    """Makes all songs of a spec's only source one part, as a worker of a larger build would, in ``folder``."""
+    plan = BuildSpec.read(spec)
+    (source,) = plan.sources
+    folder.mkdir(exist_ok=True)
+    shutil.copyfile(plan.vocabulary_path, folder / VOCABULARY)
+    shutil.copyfile(plan.tokenizer_path, folder / TOKENIZER)
+
+    def build() -> None:
+        songs = tuple(plan.songs(source))
+        build_part(Part(folder / source.name, folder, source, plan.codec, plan.seed, "benchmark", songs))
+
+    build()
+    return build
 
 
 def peer(command: str, manifest: Path, output: Path, tokenizer: Path) -> Callable[[], None]:
@@ -243,7 +259,7 @@ def processor_s() -> float:
 def same_ids(folder: Path) -> bool:
     """Whether the peer's only ``.bin`` holds the ids of our lyrics-to-song documents, and no others."""
     theirs = list(folder.glob("peer*.bin"))
-    ours = folder / "ours" / "lyrics_to_song" / "lyrics_to_song.bin"
+    ours = folder / "ours" / "lyrics_to_song.bin"
     return len(theirs) == 1 and theirs[0].read_bytes() == ours.read_bytes()
 
 

@@ -7,7 +7,7 @@ its last part, and a source whose inputs have not changed since it was finished 
 
 import shutil
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, astuple, dataclass, field, replace
 from functools import lru_cache
 from itertools import islice
@@ -30,7 +30,7 @@ from megatron_music.errors import InputError
 from megatron_music.files import atomic_path, read_json
 from megatron_music.progress import track
 from megatron_music.songs.filters import check_song
-from megatron_music.songs.manifest import read_rejects, write_rejects
+from megatron_music.songs.manifest import stream_rejects, write_rejects
 from megatron_music.songs.song import Reject, Rejected, Song
 from megatron_music.vocabulary.text import TextTokenizer
 from megatron_music.vocabulary.vocabulary import Vocabulary
@@ -42,7 +42,7 @@ _WORK = ".build"
 
 
 @dataclass(frozen=True)
-class _Part:
+class Part:
     """Songs that one worker turns into documents at a time, and where it writes them."""
 
     prefix: Path
@@ -124,9 +124,9 @@ def _build_source(plan: BuildSpec, source: SourceSpec, out: Path, workers: Worke
     songs = plan.surveys[source.manifest].songs[source.split]
     missing = sum(not _is_whole(prefix) for prefix in _part_prefixes(folder, songs))
     jobs = _missing_parts(plan, source, out, folder, songs)
-    for _ in track(workers.map(_build_part, jobs), f"building {source.name}", total=missing):
+    for _ in track(workers.map(build_part, jobs), f"building {source.name}", total=missing):
         pass
-    _join_parts(plan, source, out, _part_prefixes(folder, songs))
+    _join_parts(plan, source, out, list(_part_prefixes(folder, songs)))
 
 
 def _part_prefixes(folder: Path, songs: int) -> Iterator[Path]:
@@ -138,16 +138,16 @@ def _is_whole(prefix: Path) -> bool:
     return prefix_file(prefix, ".json").is_file()
 
 
-def _missing_parts(plan: BuildSpec, source: SourceSpec, out: Path, folder: Path, songs: int) -> Iterator[_Part]:
+def _missing_parts(plan: BuildSpec, source: SourceSpec, out: Path, folder: Path, songs: int) -> Iterator[Part]:
     """The parts that no earlier run has finished, with their songs."""
     lines = plan.songs(source)
     for prefix in _part_prefixes(folder, songs):
         taken = tuple(islice(lines, part_songs(songs)))
         if not _is_whole(prefix):
-            yield _Part(prefix, out, source, plan.codec, plan.seed, folder.name, taken)
+            yield Part(prefix, out, source, plan.codec, plan.seed, folder.name, taken)
 
 
-def _build_part(part: _Part) -> None:
+def build_part(part: Part) -> None:
     """Writes the documents of a part's songs as a small source of its own, its rejects in the sidecar."""
     context = _context(part.corpus, part.codec, part.identity)
     task = TASKS[part.source.task]
@@ -172,7 +172,7 @@ class _Tally:
     rejects: list[tuple[str, ...]] = field(default_factory=list)
 
 
-def _documents_of_part(part: _Part, context: DocumentContext, tally: _Tally) -> Iterator[Document]:
+def _documents_of_part(part: Part, context: DocumentContext, tally: _Tally) -> Iterator[Document]:
     for song in part.songs:
         made = song if isinstance(song, Reject) else _documents(song, part, context)
         if isinstance(made, Reject):
@@ -182,7 +182,7 @@ def _documents_of_part(part: _Part, context: DocumentContext, tally: _Tally) -> 
             yield from made
 
 
-def _documents(song: Song, part: _Part, context: DocumentContext) -> list[Document] | Reject:
+def _documents(song: Song, part: Part, context: DocumentContext) -> list[Document] | Reject:
     """The documents of one song; whatever is wrong with the song ends here."""
     source = part.source
     random = seeded_generator("documents", part.seed, source.name, song.id)
@@ -207,32 +207,39 @@ def _context(corpus: Path, codec: str, identity: str) -> DocumentContext:
     return DocumentContext(vocabulary, TextTokenizer(corpus / TOKENIZER, vocabulary), vocabulary.codec(codec))
 
 
-def _join_parts(plan: BuildSpec, source: SourceSpec, out: Path, prefixes: Iterable[Path]) -> None:
+def _join_parts(plan: BuildSpec, source: SourceSpec, out: Path, prefixes: Sequence[Path]) -> None:
     """Writes the parts one after another as the source; its rejects and its table of songs are in place before."""
-    rejects: list[Reject] = []
-    used = 0
+    used = rejected = 0
     with IndexedWriter(out / source.name, plan.about(source)) as writer, ContentsWriter(out / source.name) as contents:
         for prefix in prefixes:
             part = IndexedSource(prefix)
             contents.extend(read_contents(prefix), first_document=writer.documents)
-            for index in range(len(part)):
-                writer.add(*part.document(index))
+            writer.extend(part)
             used += part.sidecar["songs_used"]
-            rejects += [Reject(*fields) for fields in part.sidecar["rejects"]]
-        write_rejects(_rejects_path(source, out), rejects)
+            rejected += len(part.sidecar["rejects"])
+        write_rejects(_rejects_path(source, out), _rejects_of_parts(prefixes))
         if not writer.documents:
-            raise _nothing_built(plan, source, out, rejects)
-        writer.about.update(songs_used=used, songs_rejected=len(rejects), seconds=contents.seconds)
+            raise _nothing_built(plan, source, out)
+        writer.about.update(songs_used=used, songs_rejected=rejected, seconds=contents.seconds)
 
 
-def _nothing_built(plan: BuildSpec, source: SourceSpec, out: Path, rejects: list[Reject]) -> InputError:
+def _rejects_of_parts(prefixes: Iterable[Path]) -> Iterator[Reject]:
+    for prefix in prefixes:
+        yield from (Reject(*fields) for fields in read_json(prefix_file(prefix, ".json"))["rejects"])
+
+
+def _nothing_built(plan: BuildSpec, source: SourceSpec, out: Path) -> InputError:
     where = f"{plan.path}: sources.{source.name}"
-    if not rejects:
+    counts: Counter[str] = Counter()
+    examples: dict[str, str] = {}
+    for reject in stream_rejects(_rejects_path(source, out)):
+        counts[reject.rule] += 1
+        examples.setdefault(reject.rule, reject.detail)
+    if not counts:
         what = f"yields no document, {source.manifest} has no song for the split {source.split}"
         return InputError(where, what, "name another manifest or mend held_out")
-    rule, count = Counter(reject.rule for reject in rejects).most_common(1)[0]
-    example = next(reject for reject in rejects if reject.rule == rule)
-    what = f"yields no document, all {len(rejects)} songs were rejected, {count} by {rule} ({example.detail})"
+    rule, count = counts.most_common(1)[0]
+    what = f"yields no document, all {counts.total()} songs were rejected, {count} by {rule} ({examples[rule]})"
     return InputError(where, what, f"mend the songs or the options; {out / REJECTS} names each")
 
 
@@ -242,4 +249,4 @@ def _rejects_path(source: SourceSpec, out: Path) -> Path:
 
 def _write_rejects_of_all(plan: BuildSpec, out: Path) -> None:
     paths = [_rejects_path(source, out) for source in plan.sources]
-    write_rejects(out / REJECTS, [reject for path in paths if path.is_file() for reject in read_rejects(path)])
+    write_rejects(out / REJECTS, (reject for path in paths if path.is_file() for reject in stream_rejects(path)))

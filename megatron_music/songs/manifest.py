@@ -6,6 +6,7 @@ A line that is not a usable song becomes a Reject that names the rule and the li
 import json
 import math
 from collections.abc import Iterable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -24,6 +25,7 @@ KNOWN_FIELDS = {
     "id", "audio_length_in_sec", "msa", "genres", "language", "text", LYRICS,
     *CODES_FIELDS.values(), *AUDIO_FIELDS.values(),
 }  # fmt: skip
+_REJECTS_A_GROUP = 1 << 14
 SEGMENT_FIELDS = {"codec_frame_start", "codec_frame_end", "line_content"}
 
 
@@ -93,13 +95,16 @@ def manifest_field(song: Song, name: str) -> Any:
 
 
 def write_rejects(path: str | Path, rejects: Iterable[Reject]) -> None:
-    """Writes rejects as a Parquet table with the columns id, rule, detail, where and value, all text."""
-    rows = list(rejects)
-    columns = {
-        name: pa.array([_printable(getattr(row, name)) for row in rows], type=pa.string()) for name in REJECT_FIELDS
-    }
-    with atomic_path(path) as temporary:
-        pq.write_table(pa.table(columns), temporary)
+    """Writes rejects as a Parquet table with the columns id, rule, detail, where and value, all text.
+
+    Some thousands of them are in memory at a time.
+    """
+    rows = iter(rejects)
+    schema = pa.schema([(name, pa.string()) for name in REJECT_FIELDS])
+    with atomic_path(path) as temporary, pq.ParquetWriter(temporary, schema) as writer:
+        while group := list(islice(rows, _REJECTS_A_GROUP)):
+            columns = {name: [_printable(getattr(row, name)) for row in group] for name in REJECT_FIELDS}
+            writer.write_table(pa.table(columns, schema=schema))
 
 
 def read_rejects(path: str | Path) -> list[Reject]:

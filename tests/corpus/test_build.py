@@ -120,7 +120,7 @@ build.build_corpus(spec, out, processes=2 if moment == "among" else 1)
     "step,moment,calls",
     [
         ("_documents", "before", 13),
-        ("_build_part", "after", 4),
+        ("build_part", "after", 4),
         ("_missing_parts", "among", 2),
         ("write_rejects", "after", 1),
         ("_join_parts", "after", 0),

@@ -96,6 +96,18 @@ def test_sidecar_counts_tokens_by_kind(tmp_path):
     }
 
 
+def test_sources_one_behind_another_are_one_source(tmp_path):
+    documents = random_documents()
+    write(tmp_path / "whole", documents * 2)
+    for name, part in (("first", documents[:2]), ("empty", []), ("second", documents[2:] + documents)):
+        write(tmp_path / name, part)
+    with IndexedWriter(tmp_path / "joined", {"task": "test"}) as writer:
+        for name in ("first", "empty", "second"):
+            writer.extend(IndexedSource(tmp_path / name))
+    for suffix in (".bin", ".idx", ".kind", ".json"):
+        assert (tmp_path / f"joined{suffix}").read_bytes() == (tmp_path / f"whole{suffix}").read_bytes()
+
+
 def test_an_error_leaves_the_old_source_and_nothing_else(tmp_path):
     write(tmp_path / "source", random_documents(0))
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
