@@ -124,11 +124,16 @@ def manifest_of_folder(
         language, source, licence: of all songs that do not say otherwise.
 
     Raises:
-        InputError: there is no such folder, or no song in it that can be used; no manifest is written then.
+        InputError: there is no such folder, or no song in it that can be used, in which case no manifest is written;
+            or ``out`` can't be made.
     """
     folder, out = Path(folder), Path(out)
     if not folder.is_dir():
         raise InputError(folder, "is no folder", "name a folder of recordings")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(out, f"can't be made a folder ({error.strerror})", "name another") from None
     summary = FolderSummary()
     rejects: list[Reject] = []
     files = sorted(_files(folder, out, summary, rejects), key=lambda file: (file.id, file.role, _rank(file.path)))

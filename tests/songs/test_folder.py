@@ -230,6 +230,8 @@ def test_a_folder_without_songs_is_told_in_one_line(folder, out):
         manifest_of_folder(folder, out)
     assert _rules(out) == [("junk", "audio_unreadable")]
     assert not (out / "manifest.jsonl").exists()
+    with pytest.raises(InputError, match=r"junk.wav: can't be made a folder \(File exists\)"):
+        manifest_of_folder(folder, folder / "junk.wav")
 
 
 def test_the_verb_prints_a_summary(folder, out):
