@@ -172,8 +172,8 @@ def cross_over(
     """``low`` below ``crossover_hz`` and ``high`` above it, float32 (samples,) at ``high_rate``.
 
     The filters are complementary: of two equal signals their sum is that signal. ``high`` is first brought to the level
-    that ``low`` has below the crossover, by a factor of at most 10 (YuE's program moves ``low``); that keeps the balance
-    of the stems.
+    that ``low`` has below the crossover, by a factor of at most 10 (YuE's program moves ``low``), which keeps the
+    balance of the stems.
     """
     low = resample(low, low_rate, high_rate)
     length = min(len(low), len(high))
