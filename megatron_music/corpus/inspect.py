@@ -11,7 +11,8 @@ from megatron_music.corpus.build import REJECTS, TOKENIZER, VOCABULARY
 from megatron_music.corpus.contents import read_songs_of_document
 from megatron_music.corpus.indexed import IndexedSource
 from megatron_music.errors import InputError
-from megatron_music.songs.manifest import read_rejects
+from megatron_music.songs.manifest import stream_rejects
+from megatron_music.tables import table
 from megatron_music.vocabulary.kinds import AUDIO_KINDS, CODEBOOK_KINDS, LOSS_GROUPS, Kind
 from megatron_music.vocabulary.text import TextTokenizer
 from megatron_music.vocabulary.vocabulary import Vocabulary
@@ -136,12 +137,10 @@ def corpus_table(corpus: str | Path) -> str:
         counted = [about.get(key, 0) for key in ("songs_used", "songs_rejected", "documents", "tokens")]
         tokens = [tokens_by_group(about)[group] for group in groups]
         rows.append([name, about.get("task", ""), about.get("split", ""), *(f"{n:,}" for n in [*counted, *tokens])])
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines = ["  ".join(_aligned(cell, width, at) for at, (cell, width) in enumerate(zip(row, widths, strict=True)))
-             for row in rows]  # fmt: skip
-    rules = Counter(reject.rule for reject in read_rejects(corpus / REJECTS)) if (corpus / REJECTS).is_file() else {}
+    lines = [table(rows, left=3)]
+    rules = Counter(reject.rule for reject in stream_rejects(corpus / REJECTS)) if (corpus / REJECTS).is_file() else {}
     lines += [f"rejected by {rule}: {count:,}" for rule, count in sorted(rules.items())]
-    return "\n".join(line.rstrip() for line in lines)
+    return "\n".join(lines)
 
 
 def sources_of_corpus(corpus: str | Path) -> dict[str, IndexedSource]:
@@ -156,10 +155,6 @@ def tokens_by_group(about: dict) -> dict[str, int]:
     """Tokens of each of ``LOSS_GROUPS`` that a source's sidecar counts."""
     by_kind = about.get("tokens_by_kind", {})
     return _by_group(Counter({Kind[name.upper()]: count for name, count in by_kind.items()}))
-
-
-def _aligned(cell: str, width: int, column: int) -> str:
-    return cell.ljust(width) if column < 3 else cell.rjust(width)
 
 
 def _by_group(tokens: Counter) -> dict[str, int]:

@@ -15,7 +15,6 @@ from typing import Any
 
 import jinja2
 import numpy as np
-import pyarrow.parquet as pq
 import soundfile
 from markupsafe import Markup
 
@@ -33,7 +32,6 @@ from megatron_music.tables import short_count
 from megatron_music.vocabulary.kinds import LOSS_GROUPS
 
 REPORT = "report.html"
-NEAR_DUPLICATES = "near_duplicates.parquet"
 MOST_ROWS = 30
 """Tags, languages and songs of a document that a table lists; the rest is one row."""
 LISTEN_SECONDS, SPAN_SECONDS = 24.0, 6.0
@@ -136,7 +134,6 @@ def write_report(
         seed=seed,
         silence=silence,
         readings=readings,
-        near_duplicates=_near_duplicates(corpus),
         **_tables(numbers),
     )
     write_text(out, page)
@@ -179,6 +176,7 @@ def _tables(numbers: CorpusNumbers) -> dict[str, Any]:
         "token_lengths": _lengths({name: source.tokens for name, source in numbers.sources.items()}, "tokens"),
         "second_lengths": _lengths({name: source.seconds for name, source in numbers.sources.items()}, "s"),
         "rejects": numbers.rejects,
+        "near_duplicates": numbers.near_duplicates,
         "values": {rule: _typical(rejected) for rule, rejected in (numbers.rejects or {}).items()},
     }
 
@@ -206,12 +204,7 @@ def _lengths(distributions: dict[str, Distribution | None], unit: str) -> dict[s
     shortest = max(min(made.smallest for made in known.values()), 1.0)
     longest = max(made.largest for made in known.values())
     edges = np.geomspace(shortest / 1.1, max(longest, shortest) * 1.1, _BARS + 1)
-    span = np.log(edges[-1] / edges[0])
-    ticks = [
-        (float(np.log(value / edges[0]) / span), f"{value:,}")
-        for value in (digit * 10**power for power in range(8) for digit in (1, 2, 5))
-        if 0.02 < np.log(value / edges[0]) / span < 0.98  # what stands closer to an end would be cut off
-    ]
+    ticks = _ticks(edges[0], edges[-1])
     drawn = {}
     for name, made in known.items():
         counts = made.histogram(edges)
@@ -222,6 +215,15 @@ def _lengths(distributions: dict[str, Distribution | None], unit: str) -> dict[s
         quantiles = [made.quantile(share) for share in (0.05, 0.5, 0.95)]
         drawn[name] = Lengths(quantiles, made.largest, Chart(bars, ticks))
     return drawn
+
+
+def _ticks(low: float, high: float) -> list[tuple[float, str]]:
+    """Round numbers on a logarithmic axis from ``low`` to ``high``: the place of each, 0 to 1, and its label."""
+    digits = (1, 2, 5) if high > 10 * low else range(1, 10)
+    places = {digit * 10**power: np.log(digit * 10**power / low) / np.log(high / low)
+              for power in range(10) for digit in digits}  # fmt: skip
+    # A label closer to an end would be cut off.
+    return [(float(place), f"{value:,}") for value, place in places.items() if 0.02 < place < 0.98]
 
 
 def _typical(rejected: RejectedBy) -> str:
@@ -237,14 +239,6 @@ def _typical(rejected: RejectedBy) -> str:
     if found.min() == found.max():
         return f"{found.min():g}"
     return f"{np.median(found):g} ({found.min():g} to {found.max():g})"
-
-
-def _near_duplicates(corpus: Path) -> dict[str, int] | None:
-    """Clusters and songs of ``near_duplicates.parquet``, or None where the build wrote none."""
-    path = corpus / NEAR_DUPLICATES
-    if not path.is_file():
-        return None
-    return {"rows": pq.ParquetFile(path).metadata.num_rows}
 
 
 def _readings(

@@ -3,6 +3,7 @@
 All of it is read in pieces, and what is kept grows with the languages, tags and rules of a corpus, not with its songs.
 """
 
+import hashlib
 import random
 from collections import Counter
 from collections.abc import Iterator
@@ -11,16 +12,17 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from megatron_music.corpus.build import REJECTS
 from megatron_music.corpus.contents import SUFFIX, contents_in_batches
+from megatron_music.corpus.curation import TABLE as NEAR_DUPLICATES
 from megatron_music.corpus.indexed import IndexedSource, prefix_file
 from megatron_music.corpus.inspect import sources_of_corpus
-from megatron_music.documents.tags import split_tags
 from megatron_music.errors import InputError
 from megatron_music.progress import track
 from megatron_music.songs.manifest import stream_rejects
-from megatron_music.songs.song import Reject
+from megatron_music.songs.song import Reject, split_tags
 
 EXAMPLES = 5
 _VALUES_KEPT = 10_000
@@ -86,32 +88,62 @@ class SourceNumbers:
 
 @dataclass
 class RejectedBy:
-    """The songs that one rule rejected; ``examples`` are a random choice of them."""
+    """The songs that one rule rejected; ``drawn`` are a random choice of them by the numbers that they drew."""
 
     count: int = 0
     sources: Counter = field(default_factory=Counter)
     values: list[str] = field(default_factory=list)
-    examples: list[Reject] = field(default_factory=list)
+    drawn: dict[bytes, Reject] = field(default_factory=dict)
+
+    def add(self, reject: Reject, seed: int) -> None:
+        """Counts a reject. The songs that draw the smallest numbers are examples, each of them once."""
+        self.count += 1
+        self.sources[reject.where.partition(": ")[0]] += 1
+        if reject.value and len(self.values) < _VALUES_KEPT:
+            self.values.append(reject.value)
+        number = hashlib.blake2b(repr((seed, reject.id, reject.detail)).encode(), digest_size=8).digest()
+        if len(self.drawn) < EXAMPLES or number < max(self.drawn):
+            self.drawn[number] = reject
+            if len(self.drawn) > EXAMPLES:
+                del self.drawn[max(self.drawn)]
+
+    @property
+    def examples(self) -> list[Reject]:
+        """At most ``EXAMPLES`` different ones."""
+        return [reject for _, reject in sorted(self.drawn.items())]
+
+
+@dataclass
+class NearDuplicates:
+    """Songs that were left out for others: how many, for how many, the most for one, and a random choice of them."""
+
+    left_out: int
+    kept: int
+    most_for_one: int
+    examples: list[dict]
 
 
 @dataclass
 class CorpusNumbers:
-    """All numbers of a corpus; the rejects are None where the build has not come to writing them."""
+    """All numbers of a corpus; rejects and near-duplicates are None where the build wrote none."""
 
     sources: dict[str, SourceNumbers]
     languages: dict[str, Share]
     tags: dict[str, Share]
     rejects: dict[str, RejectedBy] | None
+    near_duplicates: NearDuplicates | None
 
 
 def measure_corpus(corpus: str | Path, seed: int = 0) -> CorpusNumbers:
-    """Measures a corpus; ``seed`` is for the examples of rejects. Raises InputError where there is no source."""
+    """Measures a corpus; ``seed`` is for the examples. Raises InputError where there is no source, or a damaged one."""
     corpus = Path(corpus)
-    numbers = CorpusNumbers({}, {}, {}, None)
+    numbers = CorpusNumbers({}, {}, {}, None, None)
     for name, source in track(list(sources_of_corpus(corpus).items()), "measuring sources"):
         numbers.sources[name] = _measure_source(source, numbers)
     if (corpus / REJECTS).is_file():
         numbers.rejects = _measure_rejects(corpus / REJECTS, seed)
+    if (corpus / NEAR_DUPLICATES).is_file():
+        numbers.near_duplicates = _measure_near_duplicates(corpus / NEAR_DUPLICATES, seed)
     return numbers
 
 
@@ -160,19 +192,20 @@ def _sums(table: pa.Table, column: str) -> Iterator[tuple[str, int, float, float
 
 
 def _measure_rejects(path: Path, seed: int) -> dict[str, RejectedBy]:
-    """The rejects by rule, the rule with the most songs first."""
+    """The rejects by rule, the rule with the most of them first."""
     rules: dict[str, RejectedBy] = {}
-    chance = random.Random(seed)
     for reject in stream_rejects(path):
-        rule = rules.setdefault(reject.rule, RejectedBy())
-        rule.count += 1
-        rule.sources[reject.where.partition(": ")[0]] += 1
-        if reject.value and len(rule.values) < _VALUES_KEPT:
-            rule.values.append(reject.value)
-        # Reservoir sampling: every reject is an example with the same probability.
-        place = chance.randrange(rule.count)
-        if len(rule.examples) < EXAMPLES:
-            rule.examples.append(reject)
-        elif place < EXAMPLES:
-            rule.examples[place] = reject
+        rules.setdefault(reject.rule, RejectedBy()).add(reject, seed)
     return dict(sorted(rules.items(), key=lambda item: (-item[1].count, item[0])))
+
+
+def _measure_near_duplicates(path: Path, seed: int) -> NearDuplicates:
+    try:
+        table = pq.read_table(path, columns=["id", "kept_id", "kept_manifest", "similarity"])
+        clusters = table.group_by(["kept_id", "kept_manifest"]).aggregate([("id", "count")])["id_count"].to_numpy()
+    except (pa.ArrowException, OSError, KeyError) as error:
+        raise InputError(path, f"is not a table of near-duplicates ({error})", "build the corpus again") from None
+    chosen = random.Random(seed).sample(range(len(table)), min(EXAMPLES, len(table)))
+    return NearDuplicates(
+        len(table), len(clusters), int(clusters.max(initial=0)), table.take(sorted(chosen)).to_pylist()
+    )

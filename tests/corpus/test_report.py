@@ -16,15 +16,17 @@ import soundfile
 from megatron_music.audio.embedded import EmbeddedCodec
 from megatron_music.corpus import report
 from megatron_music.corpus.contents import SCHEMA, contents_in_batches, read_contents, read_songs_of_document
+from megatron_music.corpus.curation import SCHEMA as NEAR_DUPLICATES_SCHEMA
 from megatron_music.corpus.indexed import IndexedSource
 from megatron_music.corpus.report import write_report
 from megatron_music.corpus.statistics import Distribution, measure_corpus
 from megatron_music.errors import InputError
 from megatron_music.songs.codes import load_codes
-from megatron_music.songs.manifest import read_manifest, read_rejects
+from megatron_music.songs.manifest import read_manifest, read_rejects, write_rejects
+from megatron_music.songs.song import Reject
 from megatron_music.vocabulary.vocabulary import Vocabulary
 
-VOID = {"meta", "audio", "br", "line", "rect", "link", "img"}
+EVIL = "<script>alert(1)</script>"
 
 
 class Page(HTMLParser):
@@ -151,6 +153,20 @@ def test_every_reject_is_there_with_its_source(page, sung_corpus):
     assert table["few_lyrics"]["source"] == "cot"
 
 
+def test_examples_of_rejects_are_different_songs_drawn_by_seed(tmp_path, partial):
+    rejects = [Reject(f"song-{n % 100}", "few_lyrics", "", f"source-{n // 100}: m", str(n % 100)) for n in range(300)]
+    write_rejects(partial / "rejects.parquet", rejects)
+    drawn = {}
+    for seed in (0, 0, 1):
+        rejected = measure_corpus(partial, seed).rejects["few_lyrics"]
+        assert rejected.count == 300 and rejected.sources == {f"source-{n}": 100 for n in range(3)}
+        ids = [reject.id for reject in rejected.examples]
+        assert len(set(ids)) == 5 and drawn.setdefault(seed, ids) == ids
+    assert drawn[0] != drawn[1]
+    page = Page(write_report(partial))
+    assert page.table("rejects")["few_lyrics"]["values"] == "49.5 (0 to 99)"
+
+
 def test_lyrics_and_names_from_the_web_stay_text(page):
     readings = " ".join(document["text"] for document in page.readings())
     assert "<b>bold</b>" in page.table("tags")
@@ -269,6 +285,24 @@ def test_what_can_not_be_shown_ends_in_one_line(sung_corpus, partial, tmp_path):
     with pytest.raises(InputError, match="names document 4 of 4; build the source again"):
         write_report(partial)
     assert not (partial / "report.html").exists()
+
+
+def test_near_duplicates_are_counted_by_the_song_that_is_kept(partial):
+    pairs = [("a", "x", 0.9), ("b", "x", 0.5), (EVIL, "y", 0.25)]
+    rows = [
+        {"id": id, "manifest": "m", "rule": "near_duplicate", "kept_id": kept, "kept_manifest": "m", "similarity": near}
+        for id, kept, near in pairs
+    ]
+    pq.write_table(pa.Table.from_pylist(rows, schema=NEAR_DUPLICATES_SCHEMA), partial / "near_duplicates.parquet")
+    page = Page(write_report(partial))
+    assert "Songs left out: 3, because their codes are nearly those of 2 that are kept; at most 2 for one" in page.text
+    assert page.table("near-duplicates") == {
+        id: {"kept": kept, "similarity": f"{near:.2f}"} for id, kept, near in pairs
+    }
+    assert page.tags.count("script") == 1
+    (partial / "near_duplicates.parquet").write_text("junk")
+    with pytest.raises(InputError, match="is not a table of near-duplicates"):
+        write_report(partial)
 
 
 def test_no_piece_of_a_table_divides_a_document(tmp_path):
