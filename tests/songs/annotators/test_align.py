@@ -1,3 +1,7 @@
+import json
+import random
+from collections import Counter
+
 import pytest
 
 from megatron_music.songs.annotators import load_annotator
@@ -111,3 +115,45 @@ def test_without_lyrics_the_words_that_were_heard_stand_in_the_structure():
 def test_fields_that_cannot_be_used_reject_the_song(fields, rule):
     with pytest.raises(Rejected, match=rule):
         _align(Song("a", **fields))
+
+
+def test_no_corrupted_field_ends_in_another_error(tmp_path):
+    """Seeded damage to the fields of a manifest's line: each ends in a song, or in a reject."""
+    whole = {
+        "id": "a",
+        "audio_length_in_sec": 30.0,
+        "msa": STRUCTURE,
+        "lyrics": LYRICS,
+        "transcript": TRANSCRIPT,
+        "lines": [{"text": "One", "start": 10.0, "end": 14.0}, {"text": "Two", "start": 20.0, "end": 26.0}],
+    }
+    chance = random.Random(0)
+    junk = [None, True, -1, 0, 1e9, 1e300, "", "[00:01.00]x", "[verse]", [], [1], {}, {"start": 0}, "\x00", "\u200b"]
+
+    def damaged(value):
+        if isinstance(value, dict | list) and value and chance.random() < 0.8:
+            key = chance.choice(list(value) if isinstance(value, dict) else range(len(value)))
+            copy = value.copy()
+            copy[key] = damaged(value[key])
+            return copy
+        return chance.choice(junk)
+
+    lines = []
+    for number in range(500):
+        kept = {name: value for name, value in whole.items() if name == "id" or chance.random() < 0.7}
+        name = chance.choice(list(kept))
+        lines.append(json.dumps({**kept, name: damaged(damaged(kept[name])), "id": str(number)}))
+    (tmp_path / "manifest.jsonl").write_text("\n".join(lines))
+    outcomes = Counter()
+    for song in read_manifest(tmp_path / "manifest.jsonl"):
+        for options in ({}, {"overwrite": "true", "match": "0"}):
+            try:
+                found = _align(song, **options) if isinstance(song, Song) else song
+                outcomes[type(found).__name__] += 1
+                if isinstance(found, Song) and found.segments:
+                    starts = [segment.start_frame for segment in found.segments]
+                    ends = [segment.end_frame for segment in found.segments]
+                    assert starts == [0, *ends[:-1]] and ends[-1] == round(found.duration_s * 50)
+            except Rejected:
+                outcomes["Rejected"] += 1
+    assert outcomes.total() == 1000 and min(outcomes[name] for name in ("Song", "Reject", "Rejected")) > 50
