@@ -119,18 +119,17 @@ def benchmark_documents(options: argparse.Namespace, folder: Path) -> None:
 
 
 def benchmark_memory(options: argparse.Namespace, folder: Path) -> None:
-    manifest = folder / "codes" / "manifest.jsonl"
     few = write_songs(folder / "codes", 8, options.seconds)
-    repeat_songs(few, manifest, options.songs)
+    tokenizer = small_tokenizer(folder)
+    manifest = repeat_songs(few, folder / "codes" / "many.jsonl", options.songs)
     size = manifest.stat().st_size / 2**30
     print(
         f"{options.songs:,} songs of {options.seconds:g} s, a manifest of {size:.2f} GiB, {options.processes} processes"
     )
     source = {"task": "lyrics_to_song", "manifest": str(manifest)}
-    spec = write_spec(folder / "spec.json", small_tokenizer(folder, few), {"songs": source})
+    spec = write_spec(folder / "spec.json", tokenizer, {"songs": source})
     verb = [sys.executable, "-m", "megatron_music", "build", str(spec), str(folder / "corpus")]
     watch("build", [*verb, "--processes", str(options.processes)])
-    watch("nothing to do", [*verb, "--processes", str(options.processes)])
     watch("read", [sys.executable, "-c", "import sys, benchmark_corpus as b; b.read_corpus(sys.argv[1])",
                    str(folder / "corpus" / "songs")])  # fmt: skip
 
@@ -191,18 +190,17 @@ def song(id: str, codes: dict[str, str], folder: Path, seconds: float) -> Song:
     return Song(id, codes, {}, seconds, genres, segments, structure, "en", text, folder)
 
 
-def repeat_songs(few: Path, manifest: Path, songs: int) -> None:
-    """A manifest of many songs, each with an id of its own and the codes of one of ``few``."""
+def repeat_songs(few: Path, manifest: Path, songs: int) -> Path:
+    """A manifest of many songs beside that of a few: each has an id of its own and the codes of one of the few."""
     lines = [json.loads(line) for line in few.read_text(encoding="utf-8").splitlines()]
-    temporary = manifest.with_suffix(".many")
-    with temporary.open("w", encoding="utf-8") as file:
+    with manifest.open("w", encoding="utf-8") as file:
         for number in range(songs):
             file.write(json.dumps({**lines[number % len(lines)], "id": f"song-{number:012d}"}) + "\n")
-    temporary.replace(manifest)
+    return manifest
 
 
-def small_tokenizer(folder: Path, manifest: Path | None = None) -> Path:
-    train_text_tokenizer(texts_of_manifest(manifest or folder / "codes" / "manifest.jsonl"), folder / "t.model", 600)
+def small_tokenizer(folder: Path) -> Path:
+    train_text_tokenizer(texts_of_manifest(folder / "codes" / "manifest.jsonl"), folder / "t.model", 600)
     return folder / "t.model"
 
 
@@ -282,7 +280,7 @@ def watch(name: str, command: list[str]) -> None:
     if process.returncode:
         raise SystemExit(f"{name} failed with status {process.returncode}")
     print(
-        f"{name:14} {time.perf_counter() - started:7.1f} s, resident at most: parent {parent / 2**20:,.0f} MiB, "
+        f"{name:5} {time.perf_counter() - started:7.1f} s, resident at most: parent {parent / 2**20:,.0f} MiB, "
         f"largest other process {largest_worker / 2**20:,.0f} MiB, all together {together / 2**20:,.0f} MiB",
         flush=True,
     )
