@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from megatron_music.songs.lyrics import Line, Section, segment_text
-from megatron_music.songs.song import Segment
+from megatron_music.songs.song import Rejected, Segment
 
 FRAMES_PER_SECOND = 50
 """Of ``codec_frame_start`` and ``codec_frame_end`` in a manifest of audio, as in YuE's data."""
@@ -30,6 +30,8 @@ LEAST_WORD_S, USUAL_WORD_S = 0.1, 0.4
 """Nobody sings a word faster than ``LEAST_WORD_S``; ``USUAL_WORD_S`` is the pace where a transcript gives none."""
 LINE_PAUSE_S, LINE_WORDS = 0.7, 12
 """Words of a transcript are broken into lines at such pauses, and before lines get longer than ``LINE_WORDS``."""
+MOST_PAIRS = 64_000_000
+"""Pairs of a word of the lyrics and a word heard that are looked at: an opera's, and half a gigabyte."""
 _SIGN = "\u0e00-\u0eff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7a3\uf900-\ufaff"
 _WORD = re.compile(rf"[{_SIGN}]|(?:(?![{_SIGN}])\w)+")
 
@@ -141,10 +143,13 @@ def time_sections(
     Words that were not heard take the transcript's usual pace before and after the ones that were, or less where there
     is no room. Sections of which nothing was heard share the time between their neighbours, by their number of words;
     those that do not fit in there are not sung in this recording, and fall away. A section without lines is what is
-    played between its neighbours.
+    played between its neighbours. Raises Rejected where there are too many words.
     """
     heard = _heard(transcript)
     words = [[word for line in section.lines for word in normalised_words(line.text)] for section in sections]
+    count = sum(map(len, words))
+    if count * len(heard.words) > MOST_PAIRS:
+        raise Rejected("lyrics_long", f"{count} words of lyrics and {len(heard.words)} heard are no song's", count)
     matches = match_words([word for section in words for word in section], heard.words)
     anchors: list[_Anchor | None] = []
     first = 0

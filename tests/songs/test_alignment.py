@@ -17,6 +17,7 @@ from megatron_music.songs.alignment import (
     timed_sections,
 )
 from megatron_music.songs.lyrics import Line, read_sections
+from megatron_music.songs.song import Rejected
 
 LYRICS = """[verse]
 Staring at the evening from a window by the sea
@@ -172,6 +173,12 @@ def test_sections_without_lines_are_what_is_played_between():
     timed, _ = time_sections(read_sections(lyrics), sung(LYRICS, STARTS_S), DURATION_S)
     spans = {section.label: (section.start_s, section.end_s) for section in timed if not section.lines}
     assert spans == {"intro": (0.0, 6.0), "solo": (29.5, 40.0), "outro": (64.5, 80.0)}
+
+
+def test_lyrics_as_long_as_a_library_are_rejected():
+    words = " ".join(["la"] * 8001)
+    with pytest.raises(Rejected, match="lyrics_long: 8001 words of lyrics and 8000 heard"):
+        time_sections(read_sections(words), [[0.0, 60.0, words[:-3]]], DURATION_S)
 
 
 def test_chinese_is_matched_sign_by_sign_whatever_the_words():
