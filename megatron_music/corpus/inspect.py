@@ -42,6 +42,8 @@ class DocumentReader:
 
     def __init__(self, prefix: str | Path):
         self.prefix = Path(prefix)
+        if self.prefix.is_dir():
+            raise InputError(prefix, "is a folder", f"name a source in it, {prefix}/NAME")
         self.source = IndexedSource(prefix)
         self.vocabulary = Vocabulary.load(self.prefix.parent / VOCABULARY)
         self.tokenizer = TextTokenizer(self.prefix.parent / TOKENIZER, self.vocabulary)

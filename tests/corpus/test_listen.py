@@ -5,6 +5,7 @@ import pytest
 import soundfile
 
 from megatron_music.audio.embedded import EmbeddedCodec
+from megatron_music.corpus.indexed import IndexedWriter
 from megatron_music.corpus.inspect import DocumentReader, inspect_source
 from megatron_music.corpus.listen import audio_spans, codec_range, load_codec_of_corpus, write_document_audio
 from megatron_music.errors import InputError
@@ -80,6 +81,19 @@ def test_a_codec_of_another_size_is_refused_in_one_line(sung_corpus, tmp_path):
     small.save(tmp_path / "codec")
     with pytest.raises(InputError, match="has codebooks of 16 codes, the corpus of 256; name the codec"):
         load_codec_of_corpus(DocumentReader(sung_corpus / "cot"), tmp_path / "codec")
+
+
+def test_what_can_not_be_heard_is_told_in_one_line(sung_corpus, tmp_path):
+    with pytest.raises(InputError, match="is a folder; name a source in it, .*/corpus/NAME"):
+        write_document_audio(sung_corpus, 0, tmp_path)
+    with pytest.raises(InputError, match="has no document 4; name 0 to 3"):
+        write_document_audio(sung_corpus / "cot", 4, tmp_path)
+    with IndexedWriter(sung_corpus.parent / "words", {}) as writer:
+        vocabulary = DocumentReader(sung_corpus / "cot").vocabulary
+        writer.add(np.array([300, vocabulary.special("<EOD>")]), np.array([Kind.TEXT, Kind.SPECIAL]))
+    with pytest.raises(InputError, match="document 0 holds no audio"):
+        write_document_audio(sung_corpus.parent / "words", 0, tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 def test_inspect_names_the_songs_above_the_document(sung_corpus):
