@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from megatron_music.corpus.indexed import IndexedSource
-from megatron_music.corpus.shuffle import EpochOrder, Mixture, Recent, seeded_permutation
+from megatron_music.corpus.shuffle import EpochOrder, Mixture, Recent, seeded_earlier, seeded_permutation
 from megatron_music.errors import InputError
 
 SMALLEST_SHARE = 1e-6
@@ -141,13 +141,19 @@ class SampleStream:
     def _slot(self, number: int, source: int, drawn: int) -> int:
         """Which of its pieces a source gives as its ``drawn``-th sample of a phase."""
         block, within = divmod(drawn, self._block_samples(number, source))
-        return drawn - within + int(self._block_order(number, source, block)[within])
+
+        def order() -> np.ndarray:
+            count, key = self._block_key(number, source, block)
+            return seeded_permutation(count, *key)
+
+        return drawn - within + int(self._slots.get_or_make((number, source, block), order)[within])
 
     def _sample_of(self, number: int, name: str, slot: int) -> int:
         """The sample of a phase that is piece ``slot`` of a source: the other way round from ``_slot``."""
         source = list(self._shares[number]).index(name)
         block, within = divmod(slot, self._block_samples(number, source))
-        drawn = slot - within + int(np.flatnonzero(self._block_order(number, source, block) == within)[0])
+        count, key = self._block_key(number, source, block)
+        drawn = slot - within + int(np.count_nonzero(seeded_earlier(count, within, *key)))
         return self._mixtures[number].sample_of(source, drawn)
 
     def _block_samples(self, number: int, source: int) -> int:
@@ -156,15 +162,11 @@ class SampleStream:
         epoch_samples = self.sources[name].source.total_tokens // self.phases[number].context_tokens
         return max(1, min(epoch_samples, _MOST_SHUFFLED))
 
-    def _block_order(self, number: int, source: int, block: int) -> np.ndarray:
-        """The piece of a block that each of its samples is, int64."""
+    def _block_key(self, number: int, source: int, block: int) -> tuple[int, tuple[int | str, ...]]:
+        """Samples of a block of a source, and the key of their order."""
         name, size = list(self._shares[number])[source], self._block_samples(number, source)
-
-        def order() -> np.ndarray:
-            samples = int(self._mixtures[number].counts(self.phases[number].samples)[source])
-            return seeded_permutation(min(size, samples - block * size), "samples", self.seed, number, name, block)
-
-        return self._slots.get_or_make((number, name, block), order)
+        samples = int(self._mixtures[number].counts(self.phases[number].samples)[source])
+        return min(size, samples - block * size), ("samples", self.seed, number, name, block)
 
     def consumed(self, index: int) -> dict[str, int]:
         """Tokens that each source has given before global sample ``index`` (0 to ``len``, inclusive).

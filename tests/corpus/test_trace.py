@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from megatron_music import cli
 from megatron_music.corpus.blend import run_stream
 from megatron_music.corpus.contents import SCHEMA
-from megatron_music.corpus.shuffle import EpochOrder, Mixture
+from megatron_music.corpus.shuffle import EpochOrder, Mixture, seeded_earlier, seeded_permutation
 from megatron_music.corpus.trace import trace_song
 from megatron_music.errors import InputError
 from megatron_music.files import write_json
@@ -101,6 +101,10 @@ def test_the_inverse_finds_exactly_what_a_look_at_every_sample_finds(corpus, mak
 
 
 def test_orders_can_be_asked_from_the_other_side():
+    places = seeded_permutation(300, "key", 3).tolist()
+    for item in range(300):
+        earlier = seeded_earlier(300, item, "key", 3)
+        assert np.flatnonzero(earlier).tolist() == sorted(places[: places.index(item)])
     lengths = np.random.default_rng(0).integers(1, 9, 1001).astype(np.int32)
     order = EpochOrder(lengths, ("test", 0), block_documents=16)
     for document in range(1001):
