@@ -9,7 +9,7 @@ from megatron_music.recipe.phases import phase_spans
 from megatron_music.recipe.recipe import LearningRate, Recipe
 from megatron_music.tables import short_count, table
 
-_LARGEST_DENOMINATOR = 9999
+_LARGEST_DENOMINATOR = 999
 """Shares that come from sizes have long fractions, which tell nobody anything."""
 
 

@@ -53,10 +53,10 @@ def _extent(occurrences: Sequence[Occurrence]) -> str:
     for place in occurrences:
         tokens[place.source] += place.tokens
         passes.setdefault(place.source, set()).add((place.document, place.epoch))
-    by_source = ", ".join(
-        f"{name} {count:,} tokens ({len({document for document, _ in passes[name]}):,} documents, "
-        f"up to {max(Counter(document for document, _ in passes[name]).values()):,} times)"
-        for name, count in tokens.items()
-    )
+    by_source = []
+    for name, count in tokens.items():
+        times = Counter(document for document, _ in passes[name])
+        documents = f"{len(times):,} document" + ("s" if len(times) > 1 else "")
+        by_source.append(f"{name} {count:,} ({documents}, up to {max(times.values()):,} times)")
     samples = len({place.sample for place in occurrences})
-    return f"{tokens.total():,} tokens in {samples:,} samples; {by_source}"
+    return f"{tokens.total():,} tokens in {samples:,} samples; {', '.join(by_source)}"
