@@ -1,11 +1,14 @@
 """Fixtures that many rooms share."""
 
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import yaml
 
 REPOSITORY = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(REPOSITORY / "tests"))  # for the modules beside this one
 
 
 @pytest.fixture(scope="session")
@@ -66,3 +69,24 @@ def make_model(tmp_path, text_tokenizer_file, tiny_vocabulary):
         return folder
 
     return make
+
+
+@pytest.fixture(scope="session")
+def _slurm_daemons() -> Iterator:
+    from slurm import OneNodeSlurm, skip_without_slurm
+
+    skip_without_slurm()
+    slurm = OneNodeSlurm()
+    try:
+        slurm.start()
+        yield slurm
+    finally:
+        slurm.stop()
+
+
+@pytest.fixture
+def slurm(_slurm_daemons, monkeypatch) -> Iterator:
+    """A ``slurm.OneNodeSlurm`` that takes what the test submits, and that has nothing left of it afterwards."""
+    monkeypatch.setenv("SLURM_CONF", str(_slurm_daemons.configuration))
+    yield _slurm_daemons
+    _slurm_daemons.clear()

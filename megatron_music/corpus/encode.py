@@ -241,7 +241,7 @@ def _submit(plan: Plan, machines: Machines) -> dict[str, int] | None:
     array, end = submit_slurm(_pipeline(plan, shared=True), last, tasks, machines, logs, name)
     console.print(
         f"submitted {tasks} tasks as job {array}; job {end} then writes {plan.out / 'manifest.jsonl'}\n"
-        f"look: squeue --jobs={array},{end}, and the logs in {logs}; stop: scancel {array} {end}; "
+        f"look: squeue --jobs={array},{end}, and the logs in {logs}; stop: scancel {end} {array}; "
         "go on: the same command again",
         soft_wrap=True,
     )

@@ -6,6 +6,7 @@ tasks): every pipeline here knows from its outputs what is left to do.
 
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -27,7 +28,7 @@ from megatron_music.errors import InputError
 from megatron_music.progress import track, watch
 
 EXECUTORS = ("local", "slurm", "ray")
-_LONGEST_PAUSE_SECONDS = 15.0
+_LONGEST_PAUSE_SECONDS = 5.0
 
 
 @dataclass(frozen=True)
@@ -194,14 +195,13 @@ class SlurmExecutor(SlurmPipelineExecutor):
         del args["mem-per-cpu"]
         if self.memory_gb is not None:
             args["mem"] = f"{round(self.memory_gb * 1024)}M"
-        return {name: value for name, value in args.items() if value is not None}
+        quoted = {name: f'"{value}"' if " " in str(value) else value for name, value in args.items()}
+        return {name: value for name, value in quoted.items() if value is not None}
 
     def get_launch_file_contents(self, sbatch_args: dict, run_script: str) -> str:
         """Starts the task with a known interpreter, in place of a command that may not be on the path of a job."""
-        pickled = self.logging_dir.resolve_paths("executor.pik")
-        return super().get_launch_file_contents(
-            sbatch_args, f"{self.python} -m megatron_music.corpus.slurm_task '{pickled}'"
-        )
+        task = [self.python, "-m", "megatron_music.corpus.slurm_task", self.logging_dir.resolve_paths("executor.pik")]
+        return super().get_launch_file_contents(sbatch_args, shlex.join(task))
 
     def launch_merge_stats(self) -> None:
         """No job of its own for a sum of statistics."""
@@ -236,14 +236,17 @@ def submit_slurm(
 
 
 def jobs_in_queue(name: str, logs: Path) -> list[str]:
-    """Ids of the jobs of ``submit_slurm`` with this name that wait or run; none where it never wrote to ``logs``."""
+    """Ids of the jobs of ``submit_slurm`` with this name that wait or run; none where it never wrote to ``logs``.
+
+    The last one comes first: cancelled in this order, it does not start once those that it waits for are gone.
+    """
     if not (logs / "tasks" / "launch_script.slurm").is_file() or shutil.which("squeue") is None:
         return []
     command = ["squeue", "--noheader", "--format=%A", f"--name={name},{name}-finish"]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         raise InputError("squeue", f"does not answer ({done.stderr.strip()})", "try again once the cluster does")
-    return sorted(set(done.stdout.split()))
+    return sorted(set(done.stdout.split()), key=int, reverse=True)
 
 
 def wait_for_jobs(name: str, tasks: int, logs: Path, what: str) -> None:

@@ -1,13 +1,10 @@
 """From audio to codes: shards, manifest, rejects, restarts."""
 
-import json
-import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from encode_cases import OPTIONS, TRACK_FIELDS, contents, make_songs, read_lines, write_lines
 
 from megatron_music.audio.codec import load_codec
 from megatron_music.audio.files import read_audio, write_audio
@@ -20,35 +17,13 @@ from megatron_music.songs.manifest import read_manifest, read_rejects
 from megatron_music.vocabulary.vocabulary import CodecRange
 
 ALONE = Machines(workers=1)
-SETTINGS = {"codebooks": 2, "codebook_size": 16, "shard_songs": 2, "machines": ALONE}
-TRACK_FIELDS = {"mix": "audio", "vocals": "vocals_audio", "accompaniment": "instrumental_audio"}
+SETTINGS = OPTIONS | {"machines": ALONE}
 CODES = CodecRange("embedded", "<embedded>", 0, 2, 16)
 
 
 @pytest.fixture
 def songs(tmp_path) -> Path:
-    """Five songs of about 2 s, their three tracks differing by up to 3 frames, in a manifest in a folder of its own."""
-    folder = tmp_path / "songs"
-    lines = []
-    for number in range(5):
-        line = {"id": f"song-{number}", "genres": "folk", "licence": "public domain"}
-        for extra, (track, name) in enumerate(TRACK_FIELDS.items()):
-            seconds = np.arange(32_000 + 320 * extra) / 16_000
-            tone = 0.3 * np.sin(2 * np.pi * 110 * (number + 2) * (extra + 1) * seconds * (1 + 0.2 * seconds))
-            write_audio(folder / str(number) / f"{track}.flac", tone.astype(np.float32), 16_000)
-            line[name] = f"{number}/{track}.flac"
-        segments = [{"line_content": "[verse]\nla\n\n", "codec_frame_start": 10, "codec_frame_end": 91, "offset": 0.2}]
-        lines.append(line | {"splitted_lyrics": {"segmented_lyrics": segments}})
-    write_lines(folder, lines)
-    return folder
-
-
-def write_lines(folder: Path, lines: list[dict]) -> None:
-    (folder / "manifest.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    return make_songs(tmp_path / "songs")
 
 
 def test_all_tracks_are_encoded_and_named(songs, tmp_path):
@@ -84,7 +59,7 @@ def test_only_shards_of_changed_audio_are_encoded_again(songs, tmp_path):
     encode_manifest(songs / "manifest.jsonl", out, **SETTINGS)
     times = [path.stat().st_mtime_ns for path in sorted(out.glob("codes-*.parquet"))]
     write_audio(songs / "2" / "mix.flac", 0.1 * np.ones(16_000, np.float32), 16_000)
-    lines = [json.loads(line) for line in (songs / "manifest.jsonl").read_text().splitlines()]
+    lines = read_lines(songs)
     lines[0]["genres"] = "waltz"
     write_lines(songs, lines[:4])
     assert encode_manifest(songs / "manifest.jsonl", out, **SETTINGS)["shards"] == 2
@@ -101,46 +76,10 @@ def test_codes_of_two_codecs_are_not_mixed_in_one_folder(songs, tmp_path):
         encode_manifest(songs / "manifest.jsonl", tmp_path / "codes", **SETTINGS | {"codebooks": 1})
 
 
-KILLED_ENCODE = """
-import itertools, os, signal, sys
-from megatron_music.corpus import encode, encode_finish, encode_steps
-from megatron_music.corpus.executors import Machines
-
-manifest, out, step, calls = sys.argv[1:]
-room = next(room for room in (encode_finish, encode_steps, encode) if hasattr(room, step))
-original, count = getattr(room, step), itertools.count()
-
-
-def killing(*arguments):
-    if next(count) == int(calls):
-        os.kill(os.getpid(), signal.SIGKILL)
-    return original(*arguments)
-
-
-setattr(room, step, killing)
-encode.encode_manifest(manifest, out, codebooks=2, codebook_size=16, shard_songs=2, machines=Machines(workers=1))
-"""
-
-
-@pytest.mark.parametrize(
-    "step,calls", [("_prepare_codec", 0), ("_hear", 9), ("write_codes_shard", 1), ("write_manifest", 0)]
-)
-def test_a_killed_encoding_started_again_gives_identical_bytes(songs, tmp_path, step, calls):
-    encode_manifest(songs / "manifest.jsonl", tmp_path / "straight", **SETTINGS)
-    command = [sys.executable, "-c", KILLED_ENCODE, songs / "manifest.jsonl", tmp_path / "killed", step, str(calls)]
-    assert subprocess.run(command).returncode == -signal.SIGKILL
-    assert not (tmp_path / "killed" / "manifest.jsonl").exists()
-    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "killed").glob("codes-*.parquet")}
-    assert len(before) == {"_prepare_codec": 0, "_hear": 1, "write_codes_shard": 1, "write_manifest": 3}[step]
-    encode_manifest(songs / "manifest.jsonl", tmp_path / "killed", **SETTINGS)
-    assert {path: path.stat().st_mtime_ns for path in before} == before
-    assert contents(tmp_path / "killed") == contents(tmp_path / "straight")
-
-
 def test_songs_without_usable_audio_are_rejected_by_name(songs, tmp_path):
     (songs / "1" / "vocals.flac").unlink()
     (songs / "2" / "mix.flac").write_bytes(b"not audio")
-    lines = [json.loads(line) for line in (songs / "manifest.jsonl").read_text().splitlines()]
+    lines = read_lines(songs)
     lines += [{"id": "silent"}, {"no": "id"}]
     write_lines(songs, lines)
     summary = encode_manifest(songs / "manifest.jsonl", tmp_path / "codes", **SETTINGS)
