@@ -294,16 +294,38 @@ def import_(
     epilog="Example: megatron-music generate --stage1 hf1 --stage2 hf2 --lyrics lyrics.txt --tags tags.txt song"
 )
 def generate(
-    out: Annotated[Path, typer.Argument(help="Folder for vocals.wav, accompaniment.wav, mix.wav and song.json.")],
-    stage1: Annotated[Path, typer.Option(help="Exported stage-1 model.")],
-    stage2: Annotated[Path, typer.Option(help="Exported stage-2 model.")],
-    lyrics: Annotated[Path, typer.Option(help="Text file with [verse], [chorus], ... sections.")],
-    tags: Annotated[Path, typer.Option(help="Text file with one line of tags.")],
-    codec: Annotated[str | None, typer.Option(help="Codec.", show_default="the vocabulary's")] = None,
-    weights: Annotated[str | None, typer.Option(help="The codec's weights.", show_default="the models' own")] = None,
-    device: Annotated[str | None, typer.Option(help="cpu or cuda.", show_default="a GPU where there is one")] = None,
+    out: Annotated[Path, typer.Argument(help="Folder for mix, stems and song.json; several songs: OUT/01, ...")],
+    stage1: Annotated[Path | None, typer.Option(help="Stage-1 model folder.")] = None,
+    stage2: Annotated[Path | None, typer.Option(help="Stage-2 model folder.")] = None,
+    lyrics: Annotated[Path | None, typer.Option(help=r"Text file with \[verse], \[chorus], ... sections.")] = None,
+    tags: Annotated[Path | None, typer.Option(help="Text file with one line of tags.")] = None,
+    repeat: Annotated[Path | None, typer.Option(help="song.json of a song to sing again.")] = None,
+    reference: Annotated[
+        list[str] | None,
+        typer.Option(help="Audio or codes to resemble; given twice: vocals, then accompaniment."),
+    ] = None,
+    reference_start: Annotated[float, typer.Option(help="Seconds; the reference's part.")] = 0.0,
+    reference_end: Annotated[float, typer.Option(help="Seconds.")] = 30.0,
+    past: Annotated[
+        str | None, typer.Option("--continue", help="song.json or manifest.jsonl#ID to go on with.")
+    ] = None,
+    after: Annotated[int | None, typer.Option(min=1, help="... behind this section.", show_default="all")] = None,
+    instrumental: Annotated[bool, typer.Option("--instrumental", help="The vocals stay silent.")] = False,
+    tracks: Annotated[str, typer.Option(help="Without lyrics: dual, or mix for a single track.")] = "dual",
+    songs: Annotated[int, typer.Option(min=1, help="Sing so many at once, of seeds that follow.")] = 1,
     seed: Annotated[int, typer.Option(help="The same seed sings the same song.")] = 42,
     segments: Annotated[int | None, typer.Option(min=1, help="Sing only so many sections.")] = None,
+    file_format: Annotated[str, typer.Option("--format", help="wav, flac or mp3.")] = "wav",
+    loudness: Annotated[float | None, typer.Option(help="LUFS of the mix, such as -14.", show_default="as is")] = None,
+    codec: Annotated[str | None, typer.Option(help="Codec.", show_default="the vocabulary's")] = None,
+    weights: Annotated[str | None, typer.Option(help="The codec's weights.", show_default="the models' own")] = None,
+    vocoder: Annotated[
+        Path | None, typer.Option(help="Folder of YuE's 44.1 kHz vocoders.", show_default="none")
+    ] = None,
+    vocabulary: Annotated[Path | None, typer.Option(help="Vocabulary file.", show_default="the models' own")] = None,
+    tokenizer: Annotated[Path | None, typer.Option(help="SentencePiece model.", show_default="the models'")] = None,
+    known_tags: Annotated[Path | None, typer.Option(help="File of tags; others are hinted at.")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu or cuda.", show_default="a GPU where there is one")] = None,
     min_tokens: Annotated[int, typer.Option(min=0, help="Fewest new tokens a section.")] = 100,
     max_tokens: Annotated[int, typer.Option(min=1, help="Most new tokens a section.")] = 3000,
     temperature: Annotated[float, typer.Option(min=0.0, help="0 takes the likeliest id.")] = 1.0,
@@ -313,9 +335,9 @@ def generate(
     guidance: Annotated[float, typer.Option(min=0.0, help="Guidance of the first section; 1 turns it off.")] = 1.5,
     guidance_after: Annotated[float, typer.Option(min=0.0, help="Guidance of the other sections.")] = 1.2,
 ) -> None:
-    """Sing lyrics with two exported models: vocals, accompaniment and mix."""
+    """Sing lyrics, or tags alone, with two models: vocals, accompaniment and mix."""
+    from megatron_music.generation.generate import generate as generate_songs
     from megatron_music.generation.sampling import SamplingSettings
-    from megatron_music.generation.song import generate_song
 
     settings = SamplingSettings(
         top_k=top_k,
@@ -327,17 +349,32 @@ def generate(
         guidance_first=guidance,
         guidance_rest=guidance_after,
     )
-    generate_song(
-        stage1,
-        stage2,
-        lyrics,
-        tags,
+    generate_songs(
         out,
+        stage1=stage1,
+        stage2=stage2,
+        lyrics=lyrics,
+        tags=tags,
+        repeat=repeat,
+        seed=seed,
+        songs=songs,
+        segments=segments,
+        instrumental=instrumental,
+        tracks=tracks,
+        reference=reference or (),
+        reference_s=(reference_start, reference_end),
+        past=past,
+        after=after,
+        settings=settings,
+        loudness_lufs=loudness,
+        file_format=file_format,
+        known_tags=known_tags,
+        say=lambda line: typer.echo(line, err=True),
         codec=codec,
         weights=weights,
-        seed=seed,
-        settings=settings,
-        segments=segments,
+        vocoder=vocoder,
+        vocabulary=vocabulary,
+        tokenizer=tokenizer,
         device=device,
     )
 

@@ -90,7 +90,7 @@ class CachedReader:
     def open(self, row: int, ids: Sequence[int]) -> torch.Tensor:
         """See ``SpanReader``."""
         self._decoder.forget(row)
-        return self._decoder.score(self._decoder.read([list(ids)], row))[0]
+        return self._decoder.score(self._decoder.read([list(ids)], [row]))[0]
 
     def extend(self, ids: Sequence[int]) -> torch.Tensor:
         """See ``SpanReader``."""

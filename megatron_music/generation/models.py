@@ -19,7 +19,7 @@ EXPORT_AGAIN = "name a folder that `megatron-music export` wrote"
 # The decoder makes one table of positions: rotary embeddings that change with the length read can't be told by it.
 ROTARY_TYPES = ("default", "linear", "llama3", "yarn")
 FILE_END_BYTES = 2**20
-STAGE1_TASKS, STAGE2_TASKS = ("lyrics_to_song", "reference"), ("residual",)
+STAGE1_TASKS, STAGE2_TASKS = ("lyrics_to_song", "reference", "unconditional"), ("residual",)
 
 
 @dataclass(frozen=True)
@@ -29,49 +29,63 @@ class ModelFolder:
     Attributes:
         positions: tokens of the longest context that the network has been trained on, as far as the folder tells it;
             otherwise those that it was declared for.
-        tasks: the tasks of the model's training documents with their options; empty where the folder has no
-            ``documents.json``, as one that this project did not export.
+        tasks: the tasks of the model's training documents, each with the options of its sources; empty where the
+            folder has no ``documents.json``, as one that this project did not export.
+        tokenizer_path: the SentencePiece model.
     """
 
     path: Path
     vocabulary: Vocabulary
     positions: int
-    tasks: dict[str, dict[str, Any]]
+    tasks: dict[str, tuple[dict[str, Any], ...]]
+    tokenizer_path: Path
 
     @classmethod
-    def open(cls, path: str | Path) -> "ModelFolder":
-        """Checks the folder's files against each other; raises InputError where something is missing."""
+    def open(
+        cls, path: str | Path, vocabulary: str | Path | None = None, tokenizer: str | Path | None = None
+    ) -> "ModelFolder":
+        """Checks the folder's files against each other; raises InputError where something is missing.
+
+        Args:
+            vocabulary, tokenizer: the vocabulary file and the SentencePiece model of folders that carry none, as the
+                released YuE models.
+        """
         path = Path(path)
         if not path.is_dir():
             raise InputError(path, "no such model folder", EXPORT_AGAIN)
-        for name in ("config.json", "vocabulary.yaml"):
-            if not (path / name).is_file():
-                raise InputError(path, f"has no {name}", EXPORT_AGAIN)
+        if not (path / "config.json").is_file():
+            raise InputError(path, "has no config.json", EXPORT_AGAIN)
+        words = Path(vocabulary or path / "vocabulary.yaml")
+        if not words.is_file():
+            mend = "check the path" if vocabulary else f"name it with --vocabulary, or {EXPORT_AGAIN}"
+            raise InputError(
+                words if vocabulary else path, "no such file" if vocabulary else "has no vocabulary.yaml", mend
+            )
         if not any(path.glob("*.safetensors")):
             raise InputError(path, "has no weights (*.safetensors)", EXPORT_AGAIN)
-        vocabulary = Vocabulary.load(path / "vocabulary.yaml")
+        known = Vocabulary.load(words)
         config = read_json(path / "config.json")
         if not isinstance(config, dict) or config.get("model_type") != "llama":
             raise InputError(path / "config.json", "model_type is not llama", EXPORT_AGAIN)
         rows = config.get("vocab_size")
-        if rows != vocabulary.padded_size:
+        if not isinstance(rows, int) or not known.size <= rows <= known.padded_size:
+            sizes = f"{known.size} to {known.padded_size}" if known.size < known.padded_size else known.size
             raise InputError(
                 path / "config.json",
-                f"vocab_size {rows} is not vocabulary.yaml's padded_size {vocabulary.padded_size}",
-                "export the model again, or copy the vocabulary file that it was trained with",
+                f"vocab_size {rows} is not that of {words} ({sizes})",
+                "export the model again, or name the vocabulary file that it was trained with",
             )
         positions = config.get("max_position_embeddings")
         if not isinstance(positions, int) or positions < 1:
             raise InputError(path / "config.json", "max_position_embeddings is missing", EXPORT_AGAIN)
         context, tasks = _documents(path / "documents.json", positions)
-        return cls(path, vocabulary, min(positions, context), tasks)
+        return cls(path, known, min(positions, context), tasks, Path(tokenizer or path / "tokenizer.model"))
 
     def tokenizer(self) -> TextTokenizer:
         """The text tokenizer; raises InputError where the folder has none."""
-        path = self.path / "tokenizer.model"
-        if not path.is_file():
-            raise InputError(self.path, "has no tokenizer.model", EXPORT_AGAIN)
-        return TextTokenizer(path, self.vocabulary)
+        if not self.tokenizer_path.is_file() and self.tokenizer_path.parent == self.path:
+            raise InputError(self.path, "has no tokenizer.model", f"name it with --tokenizer, or {EXPORT_AGAIN}")
+        return TextTokenizer(self.tokenizer_path, self.vocabulary)
 
     def network(self, device: str = "cpu", dtype: str = "auto") -> "LlamaForCausalLM":
         """Loads the weights for inference in ``dtype`` ("auto": as they are stored)."""
@@ -120,8 +134,8 @@ def check_pair(stage1: ModelFolder, stage2: ModelFolder) -> None:
     """Raises InputError where the two folders can't sing together: other ids, another codec, or another task."""
     if stage1.vocabulary != stage2.vocabulary:
         raise InputError(
-            stage2.path / "vocabulary.yaml",
-            f"is not the vocabulary of {stage1.path} ({stage2.vocabulary.name}, {stage1.vocabulary.name})",
+            stage2.path,
+            f"its vocabulary is not that of {stage1.path} ({stage2.vocabulary.name}, {stage1.vocabulary.name})",
             "choose two models of one vocabulary",
         )
     codecs = [folder.path / "codec" for folder in (stage1, stage2)]
@@ -129,7 +143,7 @@ def check_pair(stage1: ModelFolder, stage2: ModelFolder) -> None:
         codecs[1]
     ):
         raise InputError(codecs[1], f"is not the codec of {stage1.path}", "choose two models trained on one encoding")
-    for folder, needed, purpose in ((stage1, STAGE1_TASKS, "lyrics"), (stage2, STAGE2_TASKS, "residual codes")):
+    for folder, needed, purpose in ((stage1, STAGE1_TASKS, "songs"), (stage2, STAGE2_TASKS, "residual codes")):
         if folder.tasks and not set(needed) & set(folder.tasks):
             raise InputError(
                 folder.path,
@@ -138,13 +152,15 @@ def check_pair(stage1: ModelFolder, stage2: ModelFolder) -> None:
             )
 
 
-def _documents(path: Path, positions: int) -> tuple[int, dict[str, dict[str, Any]]]:
+def _documents(path: Path, positions: int) -> tuple[int, dict[str, tuple[dict[str, Any], ...]]]:
     """The longest context and the options by task that the export noted; ``positions`` and none without the file."""
     if not path.is_file():
         return positions, {}
     try:
         documents = read_json(path)
-        tasks = {source["task"]: dict(source["options"]) for source in documents["sources"].values()}
+        tasks: dict[str, tuple[dict[str, Any], ...]] = {}
+        for source in documents["sources"].values():
+            tasks[source["task"]] = (*tasks.get(source["task"], ()), dict(source["options"]))
         return int(documents["context_tokens"]), tasks
     except (KeyError, TypeError, ValueError, AttributeError):
         raise InputError(path, "does not tell what the model was trained on", EXPORT_AGAIN) from None

@@ -1,7 +1,8 @@
 """How the next id is drawn: guidance, repetition penalty, temperature, top-k, top-p.
 
 The order is the reference program's (transformers' `generate`): guidance and penalty act on log-probabilities over the
-whole vocabulary, then the ids that are not allowed fall away, then temperature, top-k and top-p.
+whole vocabulary, then the ids that are not allowed fall away, then temperature, top-k and top-p. Of the whole
+vocabulary only its normaliser is computed: no score of an id depends on another id in any other way.
 """
 
 from collections.abc import Sequence
@@ -49,6 +50,8 @@ class SamplingSettings:
         }
         for field in fields(self):
             value, (low, high) = getattr(self, field.name), limits[field.name]
+            if isinstance(value, bool) or not isinstance(value, int if field.type is int else int | float):
+                raise InputError(field.name, f"{value!r} is not a {field.type.__name__}", "choose a number")
             if not low <= value <= high:
                 raise InputError(field.name, f"{value} is outside {low} to {high}", "choose a value in this range")
         if self.min_new_tokens > self.max_new_tokens:
@@ -57,13 +60,15 @@ class SamplingSettings:
             )
 
 
+def log_probabilities(logits: torch.Tensor, allowed: Sequence[range]) -> torch.Tensor:
+    """Log-probabilities among the whole vocabulary (V,) of the allowed ids, in their order."""
+    some = torch.cat([logits[ids.start : ids.stop] for ids in allowed])
+    return some - torch.logsumexp(logits, dim=-1)
+
+
 def guide(conditional: torch.Tensor, unconditional: torch.Tensor | None, scale: float) -> torch.Tensor:
-    """Classifier-free guidance: ``u + scale * (c - u)`` on the log-probabilities c and u of logits of shape (V,)."""
-    conditional = torch.log_softmax(conditional, dim=-1)
-    if unconditional is None:
-        return conditional
-    unconditional = torch.log_softmax(unconditional, dim=-1)
-    return unconditional + scale * (conditional - unconditional)
+    """Classifier-free guidance: ``u + scale * (c - u)`` of log-probabilities c and u."""
+    return conditional if unconditional is None else unconditional + scale * (conditional - unconditional)
 
 
 def penalise(scores: torch.Tensor, seen: torch.Tensor, penalty: float) -> torch.Tensor:
@@ -76,23 +81,24 @@ def penalise(scores: torch.Tensor, seen: torch.Tensor, penalty: float) -> torch.
 def choose(
     scores: torch.Tensor, allowed: Sequence[range], settings: SamplingSettings, generator: torch.Generator
 ) -> int:
-    """Draws one of the allowed ids by its score, shape (V,), after temperature, top-k and top-p.
+    """Draws one of the allowed ids by its score, one for each of them in order, after temperature, top-k and top-p.
 
     The draw is made on the CPU in float32 from ``generator``, so that a seed means the same on every device.
     """
-    candidates = torch.cat([scores[ids.start : ids.stop] for ids in allowed]).float().cpu()
+    scores = scores.float().cpu()
     if settings.temperature == 0:
-        return _id_at(allowed, int(candidates.argmax()))
-    count = len(candidates) if settings.top_k == 0 else min(settings.top_k, len(candidates))
-    values, places = torch.topk(candidates / settings.temperature, count)
+        return id_at(allowed, int(scores.argmax()))
+    count = len(scores) if settings.top_k == 0 else min(settings.top_k, len(scores))
+    values, places = torch.topk(scores / settings.temperature, count)
     probabilities = torch.softmax(values, dim=-1)
     # An id stays as long as the more probable ones before it do not reach top_p; the first one always stays.
     before = probabilities.cumsum(-1) - probabilities
     kept = torch.where((before < settings.top_p) | (before == 0), probabilities, 0.0)
-    return _id_at(allowed, int(places[torch.multinomial(kept, 1, generator=generator)]))
+    return id_at(allowed, int(places[torch.multinomial(kept, 1, generator=generator)]))
 
 
-def _id_at(allowed: Sequence[range], place: int) -> int:
+def id_at(allowed: Sequence[range], place: int) -> int:
+    """The id at a place in the order of ``allowed``."""
     for ids in allowed:
         if place < len(ids):
             return ids[place]

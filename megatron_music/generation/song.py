@@ -1,110 +1,246 @@
-"""A song from two exported models: lyrics and tags in, stems, mix and all that repeats the song out."""
+"""Songs from two exported models: requests in, stems, mix and all that repeats the song out."""
 
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from megatron_music import __version__
 from megatron_music.audio.codec import load_codec
 from megatron_music.audio.files import write_audio
-from megatron_music.conversion.export import refuse_foreign_folder
+from megatron_music.audio.loudness import integrated_loudness, levelling_gain
 from megatron_music.errors import InputError
 from megatron_music.files import atomic_path
 from megatron_music.generation.models import ModelFolder, check_pair
-from megatron_music.generation.prompt import read_lyrics, read_tags
+from megatron_music.generation.plan import Plan, Stage1Song, plan_song
+from megatron_music.generation.reference import read_past, read_reference, silent_code
+from megatron_music.generation.request import Reference, SongRequest, SungSegment, Watch
 from megatron_music.generation.sampling import SamplingSettings
 
 if TYPE_CHECKING:
+    from transformers import LlamaForCausalLM
+
     from megatron_music.audio.codec import Codec
-    from megatron_music.generation.stage1 import Stage1Song
+    from megatron_music.audio.vocoder import Vocoder
 
-TRACKS = ("vocals", "accompaniment")
-PEAK = 0.99
+TRACKS = {"dual": ("vocals", "accompaniment"), "mix": ("mix",)}
+FORMATS = ("wav", "flac", "mp3")
+SUBTYPE = "PCM_24"
 
 
-def generate_song(
-    stage1: Path,
-    stage2: Path,
-    lyrics: Path,
-    tags: Path,
-    out: Path,
-    *,
-    codec: str | None = None,
-    weights: str | Path | None = None,
-    seed: int = 42,
-    settings: SamplingSettings | None = None,
-    segments: int | None = None,
-    windows_at_once: int | None = None,
-    device: str | None = None,
-    dtype: str | None = None,
-) -> None:
-    """Writes ``out/vocals.wav``, ``accompaniment.wav``, ``mix.wav`` and ``song.json``; the folder appears whole.
+@dataclass(frozen=True)
+class Recording:
+    """A finished song.
 
-    The same models, prompt, settings, seed and device give the same tokens. The mix is the sum of the stems; where it
-    would clip, stems and mix are made quieter by one factor.
+    Attributes:
+        sounds: float32 (samples,) by name: ``mix``, and ``vocals`` and ``accompaniment`` where it has both, which sum
+            to the mix.
+        record: all that repeats the song, as ``song.json`` holds it.
+    """
+
+    sounds: dict[str, np.ndarray]
+    sample_rate: int
+    record: dict[str, Any]
+
+    def write(self, out: str | Path, file_format: str = "wav") -> None:
+        """Writes the sounds and ``song.json`` to a folder, which appears whole; wav and flac have 24 bits."""
+        if file_format not in FORMATS:
+            raise InputError("format", f"{file_format!r} can't be written", f"choose {', '.join(FORMATS)}")
+        with atomic_path(out) as folder:
+            folder.mkdir()
+            for name, samples in self.sounds.items():
+                write_audio(folder / f"{name}.{file_format}", samples, self.sample_rate, SUBTYPE)
+            (folder / "song.json").write_text(readable_json(self.record), encoding="utf-8")
+
+
+class Studio:
+    """Two models, their codec and perhaps vocoders, for as many songs as are asked for.
+
+    Folders and codec are opened and checked at once; a network's weights are read when a song needs them. The network
+    of one stage leaves the memory before the other comes in, unless ``keep_networks`` is set.
 
     Args:
-        stage1, stage2: folders that `export` wrote.
-        lyrics: sections in YuE's form, see ``read_lyrics``.
-        tags: one line.
+        stage1, stage2: folders that `export` wrote, or released ones.
         codec: a codec of the models' vocabulary; None takes its default one.
         weights: the codec's weights; None takes the folder ``codec`` that the models carry.
-        segments: sing only so many sections, with all lyrics before them; None sings all.
-        windows_at_once: windows of stage 2 side by side, see ``stage2.refine``.
+        vocoder: folder with YuE's 44.1 kHz vocoders; None decodes with the codec alone.
+        vocabulary, tokenizer: for model folders that carry none, see ``ModelFolder.open``.
         device: None takes a GPU where there is one.
         dtype: "float32", "bfloat16" or "auto" (as stored); None takes float32 on a CPU and "auto" on a GPU.
 
     Raises:
-        InputError: files, folders or settings that can't make a song, before any network is loaded.
+        InputError: a folder lacks something, or the parts do not belong together.
     """
-    import torch
 
-    from megatron_music.generation import stage1 as first
-    from megatron_music.generation import stage2 as second
+    def __init__(
+        self,
+        stage1: str | Path,
+        stage2: str | Path,
+        *,
+        codec: str | None = None,
+        weights: str | Path | None = None,
+        vocoder: str | Path | None = None,
+        vocabulary: str | Path | None = None,
+        tokenizer: str | Path | None = None,
+        device: str | None = None,
+        dtype: str | None = None,
+        keep_networks: bool = False,
+    ):
+        import torch
 
-    settings = settings or SamplingSettings()
-    texts, tag_line = read_lyrics(lyrics), read_tags(tags)
-    for option, number in (("segments", segments), ("windows_at_once", windows_at_once)):
-        if number is not None and number < 1:
-            raise InputError(option, f"{number} {option} make no song", "ask for at least 1")
-    refuse_foreign_folder(out, "song.json")
-    folders = ModelFolder.open(stage1), ModelFolder.open(stage2)
-    check_pair(*folders)
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    dtype = dtype or ("float32" if device == "cpu" else "auto")
-    codec_range = folders[0].vocabulary.codec(codec)
-    decoder = open_codec(folders, codec_range.name, weights, device)
-    form = second.WindowForm.of(folders[1], codec_range)
-    singer = first.Singer(folders[0], folders[0].network(device, dtype), settings, seed, codec_range.name)
-    song = singer.sing(tag_line, texts, segments)
-    coarse = [song.codes_T(singer.grammar, index) for index in range(len(TRACKS))]
-    del singer
-    codes = second.refine(folders[1], folders[1].network(device, dtype), coarse, form, windows_at_once)
-    stems, gain = mixed([decoder.decode(codes_KT[: decoder.codebooks]) for codes_KT in codes])
-    record = {
-        "models": {name: _model_record(folder) for name, folder in zip(("stage1", "stage2"), folders, strict=True)},
-        "vocabulary": folders[0].vocabulary.name,
-        "codec": codec_range.name,
-        "seed": seed,
-        "device": device,
-        "dtype": dtype,
-        "settings": asdict(settings),
-        "tags": tag_line,
-        "sample_rate": decoder.sample_rate,
-        "duration_s": len(coarse[0]) / decoder.frames_per_second,
-        "gain": gain,
-        **_token_record(song, texts),
-        "codes": {name: codes_KT.tolist() for name, codes_KT in zip(TRACKS, codes, strict=True)},
-    }
-    with atomic_path(out) as folder:
-        folder.mkdir()
-        for name, samples in stems.items():
-            write_audio(folder / f"{name}.wav", samples, decoder.sample_rate)
-        (folder / "song.json").write_text(readable_json(record), encoding="utf-8")
+        from megatron_music.generation.stage2 import WindowForm
+
+        self.folders = tuple(ModelFolder.open(path, vocabulary, tokenizer) for path in (stage1, stage2))
+        check_pair(*self.folders)
+        self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        self.dtype = dtype or ("float32" if self.device == "cpu" else "auto")
+        self.tokenizer = self.folders[0].tokenizer()
+        self.codec_range = self.folders[0].vocabulary.codec(codec)
+        self.form = WindowForm.of(self.folders[1], self.codec_range)
+        self.weights, self.vocoder_folder = weights, vocoder
+        self.codec = open_codec(self.folders, self.codec_range.name, weights, self.device)
+        self.vocoders: dict[str, Vocoder] = {}
+        if vocoder is not None:
+            from megatron_music.audio.vocoder import check_vocoders, load_vocoders
+
+            self.vocoders = load_vocoders(vocoder, self.device)
+            check_vocoders(self.vocoders, self.codec, vocoder)
+        self._keep, self._networks = keep_networks, {}
+
+    def reference(self, paths: Sequence[str | Path], start_s: float = 0.0, end_s: float = 30.0) -> Reference:
+        """A reference from one file, or from vocals and accompaniment; see ``read_reference``."""
+        return read_reference(paths, self.codec, self.codec_range, start_s, end_s)
+
+    def past(self, name: str | Path, after: int | None = None) -> tuple[str, list[SungSegment]]:
+        """Tags and sections of a song to go on with; see ``read_past``."""
+        return read_past(name, self.codec_range, after)
+
+    def plan(self, requests: Sequence[SongRequest]) -> list[Plan]:
+        """The token sequences of requests; raises InputError where these models can't sing one of them."""
+        from megatron_music.generation.stage1 import check_room
+
+        silence = silent_code(self.codec) if any(request.instrumental for request in requests) else None
+        plans = [
+            plan_song(self.folders[0], self.tokenizer, request, self.codec_range.name, silence) for request in requests
+        ]
+        for plan in plans:
+            check_room(plan, self.folders[0].positions)
+        return plans
+
+    def make(
+        self,
+        requests: Sequence[SongRequest],
+        settings: SamplingSettings | None = None,
+        *,
+        loudness_lufs: float | None = None,
+        windows_at_once: int | None = None,
+        watch: Watch | None = None,
+    ) -> list[Recording]:
+        """Sings songs side by side and decodes them.
+
+        Args:
+            loudness_lufs: of the mix, as far as nothing clips; None leaves it as decoded where that does not clip.
+            windows_at_once: windows of stage 2 side by side, see ``stage2.refine``.
+            watch: callbacks, and how to stop.
+
+        Raises:
+            InputError: these models can't sing a request; before any network is read.
+            Stopped: ``watch.stop`` was set.
+        """
+        from megatron_music.generation.stage1 import sing
+        from megatron_music.generation.stage2 import refine
+
+        if windows_at_once is not None and windows_at_once < 1:
+            raise InputError("windows_at_once", f"{windows_at_once} windows make no song", "ask for at least 1")
+        settings = settings or SamplingSettings()
+        plans = self.plan(requests)
+        positions = self.folders[0].positions
+        songs = sing(self._network(0), positions, plans, settings, watch)
+        coarse = [[song.codes_T(track) for track in range(song.plan.grammar.period)] for song in songs]
+        # The silence of an instrumental song needs no further codebooks.
+        firsts = [1 if request.instrumental else 0 for request in requests]
+        wanted = [codes_T for tracks, first in zip(coarse, firsts, strict=True) for codes_T in tracks[first:]]
+        refined = iter(refine(self.folders[1], self._network(1), wanted, self.form, windows_at_once, watch))
+        recordings = []
+        for request, song, tracks, first in zip(requests, songs, coarse, firsts, strict=True):
+            codes = [codes_T[None] for codes_T in tracks[:first]] + [next(refined) for _ in tracks[first:]]
+            named = dict(zip(TRACKS[request.tracks], codes, strict=True))
+            record = self._record(request, song, settings, named)
+            recordings.append(self._decoded(request, named, record, loudness_lufs))
+        return recordings
+
+    def _network(self, stage: int) -> "LlamaForCausalLM":
+        if stage not in self._networks:
+            if not self._keep:
+                self._networks.clear()
+            self._networks[stage] = self.folders[stage].network(self.device, self.dtype)
+        return self._networks[stage]
+
+    def _decoded(
+        self, request: SongRequest, codes: dict[str, np.ndarray], record: dict[str, Any], loudness_lufs: float | None
+    ) -> Recording:
+        sounded = {
+            name: codes_KT for name, codes_KT in codes.items() if not (request.instrumental and name == "vocals")
+        }
+        sounds = {name: self._sound(name, codes_KT) for name, codes_KT in sounded.items()}
+        mix, stems = mixed(list(sounds.values())), list(sounds.values())
+        gain = levelling_gain(mix, stems, self.sample_rate, loudness_lufs)
+        # One track is the mix itself.
+        named = (
+            {"mix": mix} if len(sounds) == 1 else {**{name: x[: len(mix)] for name, x in sounds.items()}, "mix": mix}
+        )
+        levelled = {name: (samples * gain).astype(np.float32) for name, samples in named.items()}
+        reached = integrated_loudness(levelled["mix"], self.sample_rate)
+        record |= {
+            "sample_rate": self.sample_rate,
+            "duration_s": len(mix) / self.sample_rate,
+            "gain": gain,
+            "loudness_lufs": round(reached, 2) if np.isfinite(reached) else None,
+            "target_lufs": loudness_lufs,
+        }
+        return Recording(levelled, self.sample_rate, record)
+
+    @property
+    def sample_rate(self) -> int:
+        """Of the finished songs, in Hz."""
+        if not self.vocoders:
+            return self.codec.sample_rate
+        return round(self.vocoders["vocals"].hop_samples * self.codec.frames_per_second)
+
+    def _sound(self, name: str, codes_KT: np.ndarray) -> np.ndarray:
+        decoded = self.codec.decode(codes_KT[: self.codec.codebooks])
+        if not self.vocoders:
+            return decoded
+        from megatron_music.audio.vocoder import cross_over, vocode
+
+        # A mix has the accompaniment's vocoder, which knows all instruments.
+        high = vocode(self.vocoders["vocals" if name == "vocals" else "accompaniment"], self.codec, codes_KT)
+        return cross_over(decoded, self.codec.sample_rate, high, self.sample_rate)
+
+    def _record(
+        self, request: SongRequest, song: Stage1Song, settings: SamplingSettings, codes: dict[str, np.ndarray]
+    ) -> dict[str, Any]:
+        return {
+            "megatron_music": __version__,
+            "models": {
+                name: {"folder": str(folder.path.resolve()), "fingerprint": folder.fingerprint()}
+                for name, folder in zip(("stage1", "stage2"), self.folders, strict=True)
+            },
+            "vocabulary": self.folders[0].vocabulary.name,
+            "codec": self.codec_range.name,
+            "codec_weights": None if self.weights is None else str(self.weights),
+            "vocoder": None if self.vocoder_folder is None else str(self.vocoder_folder),
+            "device": self.device,
+            "dtype": self.dtype,
+            "settings": asdict(settings),
+            "request": request.record(),
+            **_token_record(request, song),
+            "codes": {name: codes_KT.tolist() for name, codes_KT in codes.items()},
+        }
 
 
 def open_codec(folders: Sequence[ModelFolder], name: str, weights: str | Path | None, device: str) -> "Codec":
@@ -114,37 +250,29 @@ def open_codec(folders: Sequence[ModelFolder], name: str, weights: str | Path | 
     size = folders[0].vocabulary.codec(name).codebook_size
     if decoder.codebook_size != size:
         raise InputError(
-            weights or carried[0] if carried else name,
+            weights or (carried[0] if carried else name),
             f"has codebooks of {decoder.codebook_size} codes, the models' vocabulary of {size}",
             "name the codec that the training songs were encoded with (--weights)",
         )
     return decoder
 
 
-def mixed(stems: Sequence[np.ndarray]) -> tuple[dict[str, np.ndarray], float]:
-    """Stems and mix by name, float32 (samples,), and the factor that keeps the loudest of them from clipping."""
+def mixed(stems: Sequence[np.ndarray]) -> np.ndarray:
+    """The sum of stems, float32, as long as the shortest of them."""
     length = min(len(samples) for samples in stems)
-    named = {name: samples[:length] for name, samples in zip(TRACKS, stems, strict=True)}
-    named["mix"] = sum(named.values())
-    peak = max((float(np.abs(samples).max()) for samples in named.values() if length), default=0.0)
-    gain = min(1.0, PEAK / peak) if peak > 0 else 1.0
-    return {name: (samples * gain).astype(np.float32) for name, samples in named.items()}, gain
+    return np.sum([samples[:length] for samples in stems], axis=0, dtype=np.float32)
 
 
-def readable_json(content: dict) -> str:
+def readable_json(content: dict[str, Any]) -> str:
     """Indented JSON whose lists of numbers stand on one line each."""
     text = json.dumps(content, indent=1, ensure_ascii=False)
     return re.sub(r"\[\s*(-?\d+(?:,\s*-?\d+)*)\s*\]", lambda found: f"[{' '.join(found[1].split())}]", text) + "\n"
 
 
-def _model_record(folder: ModelFolder) -> dict:
-    return {"folder": str(folder.path.resolve()), "fingerprint": folder.fingerprint()}
-
-
-def _token_record(song: "Stage1Song", texts: Sequence[str]) -> dict:
+def _token_record(request: SongRequest, song: Stage1Song) -> dict[str, Any]:
     frame, segments = 0, []
-    for text, segment in zip(texts, song.segments, strict=False):
-        end = frame + len(segment.audio) // len(TRACKS)
+    for text, segment in zip(request.lyrics or [""], song.segments, strict=False):
+        end = frame + len(segment.audio) // song.plan.grammar.period
         segments.append({"text": text, "start_frame": frame, "end_frame": end, **asdict(segment)})
         frame = end
-    return {"frames": frame, "header": song.header, "segments": segments}
+    return {"frames": frame, "header": song.plan.header, "segments": segments}

@@ -1,183 +1,239 @@
-"""Stage 1: from tags and lyrics to the codebook-0 codes of vocals and accompaniment, segment by segment.
+"""Stage 1: from a song's prompt to the codebook-0 codes of vocals and accompaniment, section by section.
 
-The network reads every token once. The prompt has the training documents' form: instruction, tags and all lyrics; then
-for each segment `[start_of_segment]`, its text and `<SOA><codec>`; audio ids are sampled until `<EOA>`, and
-`[end_of_segment]` follows.
+The network reads every token once. The prompt has the training documents' form: instruction, tags and all lyrics, and a
+reference where there is one; then for each section `[start_of_segment]`, its text and `<SOA><codec>`; audio ids are
+sampled until `<EOA>`, and `[end_of_segment]` follows. A song without lyrics is instruction, tags and one span.
+
+Several songs are the rows of one batch, each with its own caches, its own random numbers (one generator for each
+section, seeded by the song's seed and the section's number) and its own place in its song. A song is therefore the one
+that would be sung alone, as far as the device multiplies a row in a batch as it does alone: the last bits may differ,
+and with them, seldom, a draw.
 
 Window rule: a song may be longer than the model has positions. Where the next token has no place, the context becomes
-the header, the latest tokens of the earlier segments, the opening of the current segment, and its latest whole frames;
-what is kept of the song fills half of the room beside header and opening, so that a rereading pays for as many new
-tokens as it keeps. Where header and opening together take more than half of the positions the header is left out, as it
-is of a training window that begins later in a song.
+header and reference, the latest tokens of the earlier sections, the opening of the current one, and its latest whole
+frames; what is kept of the song fills half of the room beside header and opening, so that a rereading pays for as many
+new tokens as it keeps.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
-from megatron_music.documents.lyrics_to_song import INSTRUCTION
+from megatron_music import progress
 from megatron_music.errors import InputError
 from megatron_music.generation.decoder import LlamaDecoder
-from megatron_music.generation.models import STAGE1_TASKS, ModelFolder
-from megatron_music.generation.sampling import SamplingSettings, choose, guide, penalise
-from megatron_music.progress import track
-from megatron_music.vocabulary.grammar import AudioGrammar
+from megatron_music.generation.plan import Plan, SegmentTokens, Stage1Song
+from megatron_music.generation.request import Watch
+from megatron_music.generation.sampling import SamplingSettings, choose, guide, log_probabilities, penalise
 
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM
 
-TRACKS = 2
-# Rows of the decoder: the song, and the song without its prompt (for guidance).
-CONDITIONAL, UNCONDITIONAL = 0, 1
 
+def sing(
+    network: "LlamaForCausalLM",
+    positions: int,
+    plans: Sequence[Plan],
+    settings: SamplingSettings,
+    watch: Watch | None = None,
+) -> list[Stage1Song]:
+    """Sings the planned songs side by side.
 
-@dataclass
-class SegmentTokens:
-    """One segment as it stands in the song's token sequence.
+    Args:
+        positions: tokens of the longest context that the network may be shown.
 
-    Attributes:
-        opening: ids of `[start_of_segment]`, the segment's text and `<SOA><codec>`.
-        audio: sampled ids, vocal and accompaniment in turn, whole frames.
-        closing: ids of `<EOA>` and `[end_of_segment]`.
+    Raises:
+        InputError: a section's opening, with header and reference, leaves no room to sing (see ``check_room``).
+        Stopped: ``watch.stop`` was set.
     """
-
-    opening: list[int]
-    audio: list[int] = field(default_factory=list)
-    closing: list[int] = field(default_factory=list)
-
-    @property
-    def ids(self) -> list[int]:
-        """All ids of the segment."""
-        return self.opening + self.audio + self.closing
+    for plan in plans:
+        check_room(plan, positions)
+    return _Choir(network, positions, plans, settings, watch or Watch()).sing()
 
 
-@dataclass
-class Stage1Song:
-    """A sung song: header ids and the tokens of its segments."""
-
-    header: list[int]
-    segments: list[SegmentTokens]
-
-    def codes_T(self, grammar: AudioGrammar, track_index: int) -> np.ndarray:
-        """Codebook-0 codes, int16 (frames,), of the vocals (0) or the accompaniment (1)."""
-        ids = np.array([id for segment in self.segments for id in segment.audio], dtype=np.int32)
-        return grammar.codec.codes(ids[track_index::TRACKS])
+def check_room(plan: Plan, positions: int) -> None:
+    """Raises InputError where header, reference and a section's opening take more than 3/4 of the positions."""
+    for number, opening in enumerate(plan.openings, start=1):
+        if 4 * (len(plan.header) + len(opening)) > 3 * positions:
+            parts = (
+                f"tags, lyrics and reference take {len(plan.header)} tokens, section {number} another {len(opening)}"
+            )
+            raise InputError(
+                "song",
+                f"is too long: {parts}, of which the model's {positions} positions hold {3 * positions // 4}",
+                "shorten the lyrics or the reference",
+            )
 
 
 def keep_window(
-    header: Sequence[int], past: Sequence[int], opening: Sequence[int], audio: Sequence[int], positions: int
+    header: Sequence[int],
+    past: Sequence[int],
+    opening: Sequence[int],
+    audio: Sequence[int],
+    positions: int,
+    tracks: int = 2,
 ) -> tuple[list[int], int]:
     """The context after the window rule, and how many of the latest ``audio`` ids stand at its end.
 
-    At least a quarter of the positions stays free for what comes.
+    Header and opening together leave a quarter of the positions free (``check_room``), half of which stays free here.
     """
-    kept_opening = list(opening[-(positions // 2) :])
-    kept_header = list(header) if len(header) + len(kept_opening) <= positions // 2 else []
-    keep = (positions - len(kept_header) - len(kept_opening)) // 2
+    keep = (positions - len(header) - len(opening)) // 2
     start = len(audio) - min(len(audio), keep)
-    start += start % TRACKS  # begin with the vocals of a frame
+    start += -start % tracks  # begin with the vocals of a frame
     kept_past = 0 if start else min(len(past), keep - len(audio))
-    context = kept_header + list(past[len(past) - kept_past :]) + kept_opening + list(audio[start:])
+    context = list(header) + list(past[len(past) - kept_past :]) + list(opening) + list(audio[start:])
     return context, len(audio) - start
 
 
-class Singer:
-    """Samples one song; the decoder's caches live as long as it does."""
+class _Voice:
+    """One song on its way.
 
+    Attributes:
+        row: of the decoder, the song itself; the next one is its unconditional twin, where there is guidance.
+        unread: ids that stand in the song and that the network has not read.
+        past: ids of all sections before the current one.
+        output: the network's output at the last id read, for the song and, with guidance, for its twin.
+    """
+
+    def __init__(self, number: int, plan: Plan, row: int, seen: torch.Tensor):
+        self.number, self.plan, self.row, self.seen = number, plan, row, seen
+        self.past = [id for segment in plan.past for id in segment.ids]
+        self.unread = plan.header + self.past
+        self.sung = list(plan.past)
+        self.waiting = list(plan.sections)
+        self.section = -1
+        self.segment: SegmentTokens | None = None
+        self.output: list[torch.Tensor] = []
+
+    @property
+    def ended(self) -> bool:
+        return self.segment is None and not self.waiting
+
+    def begin(self) -> None:
+        """Opens the next section."""
+        self.section = self.waiting.pop(0)
+        self.segment = SegmentTokens(list(self.plan.openings[self.section]))
+        # One generator a section: a song that goes on after some section draws what it would have drawn there.
+        words = np.random.SeedSequence([self.plan.seed % 2**64, self.section]).generate_state(2)
+        self.generator = torch.Generator().manual_seed(int(words[0]) << 31 ^ int(words[1]))
+
+    def end(self, read: int) -> None:
+        """Closes the section, ``read`` of whose audio ids the network has read."""
+        segment = self.segment
+        segment.closing = list(self.plan.closing)
+        self.unread = segment.audio[read:] + segment.closing
+        self.past += segment.ids
+        self.sung.append(segment)
+        self.segment = None
+
+
+class _Choir:
     def __init__(
         self,
-        folder: ModelFolder,
         network: "LlamaForCausalLM",
+        positions: int,
+        plans: Sequence[Plan],
         settings: SamplingSettings,
-        seed: int,
-        codec: str | None = None,
+        watch: Watch,
     ):
-        if folder.positions < 32:
-            raise InputError(folder.path, f"{folder.positions} positions hold no song", "choose another model")
-        self.settings, self.positions = settings, folder.positions
-        self.grammar = AudioGrammar(folder.vocabulary, folder.vocabulary.codec(codec), TRACKS)
-        self.tokenizer = folder.tokenizer()
+        self.settings, self.watch = settings, watch
+        # Guidance may be off in some sections: their twins then rest.
         self.guided = settings.guidance_first != 1 or settings.guidance_rest != 1
-        self.decoder = LlamaDecoder(network, 2 if self.guided else 1, folder.positions)
-        self.generator = torch.Generator().manual_seed(seed)
-        self.seen = torch.zeros(folder.vocabulary.padded_size, dtype=torch.bool, device=self.decoder.device)
-        options = next((folder.tasks[task] for task in STAGE1_TASKS if task in folder.tasks), {})
-        self.instruction = options.get("instruction", INSTRUCTION)
-        self.header: list[int] = []
-        self.past: list[int] = []
-        self.unread: list[int] = []
+        rows = 2 if self.guided else 1
+        self.positions = min(positions, max(plan.most_tokens(settings.max_new_tokens) for plan in plans))
+        self.decoder = LlamaDecoder(network, rows * len(plans), self.positions)
+        vocabulary_rows = network.lm_head.weight.shape[0]
+        seen = torch.zeros(len(plans), vocabulary_rows, dtype=torch.bool, device=self.decoder.device)
+        self.voices = [_Voice(number, plan, rows * number, seen[number]) for number, plan in enumerate(plans)]
 
-    def sing(self, tags: str, segments: Sequence[str], most: int | None = None) -> Stage1Song:
-        """Sings ``segments``, texts as ``read_lyrics`` gives them, in order; at most the first ``most`` of them."""
-        self.header = self.tokenizer.encode(header_text(tags, segments, self.instruction))
-        self.unread = list(self.header)
-        song = Stage1Song(self.header, [])
-        for index, text in enumerate(track(segments[:most], "stage 1: segments")):
-            scale = self.settings.guidance_first if index == 0 else self.settings.guidance_rest
-            segment = self._sing_segment(text, scale)
-            song.segments.append(segment)
-            self.past += segment.ids
-        return song
+    def sing(self) -> list[Stage1Song]:
+        total = sum(len(voice.waiting) for voice in self.voices)
+        with progress.watch(
+            lambda: total - sum(len(voice.waiting) for voice in self.voices), "stage 1: sections", total
+        ):
+            while active := [voice for voice in self.voices if not voice.ended]:
+                self.watch.check()
+                for voice in active:
+                    if voice.segment is None:
+                        self._open(voice)
+                self._sample(active)
+                self._read([voice for voice in active if voice.segment is not None])
+        return [Stage1Song(voice.plan, voice.sung) for voice in self.voices]
 
-    def _sing_segment(self, text: str, scale: float) -> SegmentTokens:
-        opening = self.tokenizer.encode("[start_of_segment]") + self.tokenizer.encode(text) + self.grammar.opening
-        segment = SegmentTokens(opening)
-        output = self._open(segment, guided=scale != 1)
-        limit = self.settings.max_new_tokens // TRACKS * TRACKS
-        while len(segment.audio) < limit:
-            allowed = self.grammar.allowed(len(segment.audio))
-            if len(segment.audio) < self.settings.min_new_tokens:
-                allowed = allowed[:1]
-            logits = self.decoder.score(output)
-            scores = guide(logits[CONDITIONAL], logits[UNCONDITIONAL] if scale != 1 else None, scale)
-            scores = penalise(scores, self.seen, self.settings.repetition_penalty)
-            id = choose(scores, allowed, self.settings, self.generator)
-            if id == self.grammar.end:
-                break
-            segment.audio.append(id)
-            self.seen[id] = True
-            if len(segment.audio) < limit:
-                output = self._read_audio(segment, guided=scale != 1)
-        segment.closing = [self.grammar.end] + self.tokenizer.encode("[end_of_segment]")
-        # The last id sampled at the limit was never read; <EOA> is sampled and never read.
-        self.unread = segment.audio[-1:] * (len(segment.audio) == limit) + segment.closing
-        return segment
+    def _scale(self, voice: _Voice) -> float:
+        return self.settings.guidance_first if voice.section == 0 else self.settings.guidance_rest
 
-    def _open(self, segment: SegmentTokens, guided: bool) -> torch.Tensor:
-        """Reads what has come since the last sampled id; the unconditional row starts anew at the codec's marker."""
-        if self.decoder.lengths[CONDITIONAL] + len(self.unread) + len(segment.opening) > self.positions:
-            return self._reread(segment, guided)
-        ids = self.unread + segment.opening
-        self.seen[ids] = True
-        output = self.decoder.read([ids], CONDITIONAL)
-        return self._with_unconditional(output, segment, guided)
+    def _rows(self, voice: _Voice) -> list[int]:
+        return [voice.row] if self._scale(voice) == 1 else [voice.row, voice.row + 1]
 
-    def _read_audio(self, segment: SegmentTokens, guided: bool) -> torch.Tensor:
-        if self.decoder.lengths[CONDITIONAL] == self.positions:
-            return self._reread(segment, guided)
-        return self.decoder.read([segment.audio[-1:]] * (2 if guided else 1))
+    def _open(self, voice: _Voice) -> None:
+        """Reads what has come since the last sampled id; the twin starts anew at the codec's marker."""
+        voice.begin()
+        ids = voice.unread + voice.segment.opening
+        if self.decoder.lengths[voice.row] + len(ids) > self.positions:
+            self._reread(voice)
+            return
+        voice.seen[ids] = True
+        self._set_output(voice, self.decoder.read([ids], [voice.row]), [])
 
-    def _reread(self, segment: SegmentTokens, guided: bool) -> torch.Tensor:
+    def _reread(self, voice: _Voice) -> None:
         """Applies the window rule to all that has been sung, the id just sampled included."""
-        context, kept = keep_window(self.header, self.past, segment.opening, segment.audio, self.positions)
-        self.seen.zero_()
-        self.seen[context] = True
-        self.decoder.forget(CONDITIONAL)
-        output = self.decoder.read([context], CONDITIONAL)
-        return self._with_unconditional(output, segment, guided, segment.audio[len(segment.audio) - kept :])
+        segment, plan = voice.segment, voice.plan
+        context, kept = keep_window(
+            plan.header, voice.past, segment.opening, segment.audio, self.positions, plan.grammar.period
+        )
+        voice.seen.zero_()
+        voice.seen[context] = True
+        self.decoder.forget(voice.row)
+        output = self.decoder.read([context], [voice.row])
+        self._set_output(voice, output, segment.audio[len(segment.audio) - kept :])
 
-    def _with_unconditional(
-        self, output: torch.Tensor, segment: SegmentTokens, guided: bool, audio: Sequence[int] = ()
-    ) -> torch.Tensor:
-        if not guided:
-            return output
-        self.decoder.forget(UNCONDITIONAL)
-        return torch.cat([output, self.decoder.read([[*segment.opening[-1:], *audio]], UNCONDITIONAL)])
+    def _set_output(self, voice: _Voice, output: torch.Tensor, audio: Sequence[int]) -> None:
+        voice.output = [output[0]]
+        if self._scale(voice) != 1:
+            twin = voice.row + 1
+            self.decoder.forget(twin)
+            voice.output.append(self.decoder.read([[*voice.segment.opening[-1:], *audio]], [twin])[0])
 
+    def _sample(self, voices: Sequence[_Voice]) -> None:
+        """One id more for each voice, or the end of its section."""
+        logits = iter(self.decoder.score(torch.stack([output for voice in voices for output in voice.output])))
+        for voice in voices:
+            conditional = next(logits)
+            unconditional = next(logits) if len(voice.output) == 2 else None
+            id = self._choose(voice, conditional, unconditional)
+            plan, segment = voice.plan, voice.segment
+            limit = self.settings.max_new_tokens // plan.grammar.period * plan.grammar.period
+            if id != plan.grammar.end:
+                segment.audio.append(id)
+                voice.seen[id] = True
+                self.watch.on_token(voice.number, voice.section, len(segment.audio))
+            if id == plan.grammar.end or len(segment.audio) == limit:
+                # The last id sampled at the limit was never read; <EOA> is sampled and never read.
+                voice.end(len(segment.audio) - (id != plan.grammar.end))
+                self.watch.on_segment(voice.number, voice.section, plan.sections.stop)
 
-def header_text(tags: str, segments: Sequence[str], instruction: str = INSTRUCTION) -> str:
-    """The text that stands before the first segment."""
-    return f"{instruction}\n[Genre] {tags}\n" + "\n".join(segments)
+    def _choose(self, voice: _Voice, conditional: torch.Tensor, unconditional: torch.Tensor | None) -> int:
+        allowed = voice.plan.allowed(len(voice.segment.audio), self.settings.min_new_tokens)
+        if sum(map(len, allowed)) == 1:
+            return allowed[0].start
+        twin = None if unconditional is None else log_probabilities(unconditional, allowed)
+        scores = guide(log_probabilities(conditional, allowed), twin, self._scale(voice))
+        seen = torch.cat([voice.seen[ids.start : ids.stop] for ids in allowed])
+        scores = penalise(scores, seen, self.settings.repetition_penalty)
+        return choose(scores, allowed, self.settings, voice.generator)
+
+    def _read(self, voices: Sequence[_Voice]) -> None:
+        """The id just sampled, in all rows at once."""
+        full = [voice for voice in voices if self.decoder.lengths[voice.row] == self.positions]
+        for voice in full:
+            self._reread(voice)
+        going = [voice for voice in voices if voice not in full]
+        rows = [row for voice in going for row in self._rows(voice)]
+        if rows:
+            ids = [voice.segment.audio[-1:] for voice in going for _ in self._rows(voice)]
+            outputs = iter(self.decoder.read(ids, rows))
+            for voice in going:
+                voice.output = [next(outputs) for _ in self._rows(voice)]

@@ -6,7 +6,7 @@ both tracks, tails included, are the rows of one batch whose caches live from fr
 codebook that is due are scored.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -17,6 +17,7 @@ from megatron_music.documents.residual import MOST_CODEBOOKS, ResidualOptions
 from megatron_music.errors import InputError
 from megatron_music.generation.decoder import LlamaDecoder, cache_bytes
 from megatron_music.generation.models import ModelFolder
+from megatron_music.generation.request import Watch
 from megatron_music.progress import track
 from megatron_music.vocabulary.grammar import ResidualGrammar
 from megatron_music.vocabulary.vocabulary import CodecRange, Vocabulary
@@ -51,7 +52,7 @@ class WindowForm:
 
         Raises InputError where the model has too few positions for one frame.
         """
-        options = ResidualOptions(**folder.tasks.get("residual", {}))
+        options = ResidualOptions(**folder.tasks.get("residual", ({},))[0])
         codebooks = options.codebooks or min(MOST_CODEBOOKS, codec.codebooks)
         repeats = options.repeat_codebook_0
         # Three special ids, each frame once, and each frame again with its codebooks; the last id is not read.
@@ -68,16 +69,21 @@ def refine(
     tracks: Sequence[np.ndarray],
     form: WindowForm,
     windows_at_once: int | None = None,
+    watch: Watch | None = None,
 ) -> list[np.ndarray]:
     """Adds the residual codebooks to codebook-0 codes.
 
     Args:
-        tracks: codes of codebook 0, one array (frames,) a track, of any length.
+        tracks: codes of codebook 0, one array (frames,) a track, of any length; those of several songs as well.
         windows_at_once: rows of a batch; None takes as many as ``CACHE_BYTES`` hold, at most ``MOST_WINDOWS_AT_ONCE``.
 
     Returns:
         int16 codes (codebooks, frames) of each track; row 0 is what was given.
+
+    Raises:
+        Stopped: ``watch.stop`` was set.
     """
+    watch = watch or Watch()
     places = [(index, start) for index, codes in enumerate(tracks) for start in range(0, len(codes), form.frames)]
     # Windows of one length stand side by side, so that their prompts are read together.
     places.sort(key=lambda place: -len(tracks[place[0]][place[1] : place[1] + form.frames]))
@@ -85,11 +91,18 @@ def refine(
     batches = _evenly(places, windows_at_once or _fitting_windows(network, form))
     for number, batch in enumerate(batches, start=1):
         windows = [tracks[index][start : start + form.frames] for index, start in batch]
-        steps = track(range(len(windows[0])), f"stage 2: batch {number} of {len(batches)}, frames", len(windows[0]))
+        steps = _watched(len(windows[0]), f"stage 2: batch {number} of {len(batches)}, frames", watch)
         refined_windows = _refine_batch(network, folder.vocabulary, form, windows, steps)
         for (index, start), codes_KT in zip(batch, refined_windows, strict=True):
             refined[index][:, start : start + codes_KT.shape[1]] = codes_KT
     return refined
+
+
+def _watched(frames: int, description: str, watch: Watch) -> Iterator[int]:
+    for frame in track(range(frames), description, frames):
+        watch.check()
+        yield frame
+        watch.on_frame(frame + 1, frames)
 
 
 def _fitting_windows(network: "LlamaForCausalLM", form: WindowForm) -> int:
@@ -122,7 +135,7 @@ def _refine_batch(
     opening = [vocabulary.special("<SOA>"), vocabulary.special("<stage_1>")]
     for length in sorted({len(window) for window in windows}):
         group = [row for row, window in enumerate(windows) if len(window) == length]
-        decoder.read([opening + ids_RKT[row, 0, :length].tolist() for row in group], group[0])
+        decoder.read([opening + ids_RKT[row, 0, :length].tolist() for row in group], group)
     unread = np.full((rows, 1), vocabulary.special("<stage_2>"))
     for frame in steps:
         if form.repeats_codebook_0:

@@ -23,9 +23,9 @@ def test_rows_of_different_lengths_score_as_whole_sequences(network, monkeypatch
     torch.manual_seed(1)
     long, short = torch.randint(0, 384, (60,)).tolist(), torch.randint(0, 384, (35,)).tolist()
     decoder = LlamaDecoder(network, rows=2, positions=64)
-    decoder.read([long[:20]], 0)
-    decoder.read([long[20:50]], 0)
-    decoder.read([short[:25]], 1)
+    decoder.read([long[:20]], [0])
+    decoder.read([long[20:50]], [0])
+    decoder.read([short[:25]], [1])
     outputs = [decoder.read([[long[50 + step]], [short[25 + step]]]) for step in range(8)]
     outputs.append(decoder.read([long[58:60], short[33:35]]))
     assert decoder.lengths == [60, 35]
@@ -50,6 +50,15 @@ def test_rows_of_one_length_and_a_row_that_starts_anew(network):
     )
     some = decoder.score(output, range(306, 322))
     torch.testing.assert_close(some, decoder.score(output)[:, 306:322])
+
+
+def test_rows_that_are_no_neighbours_are_read_beside_rows_at_rest(network):
+    decoder = LlamaDecoder(network, rows=4, positions=16)
+    decoder.read([[1, 2, 3], [4, 5, 6], [7, 8, 9], [10, 11, 12]])
+    output = decoder.read([[13], [14], [15]], [0, 2, 3])
+    assert decoder.lengths == [4, 3, 4, 4]
+    for found, ids in zip(decoder.score(output), ([1, 2, 3, 13], [7, 8, 9, 14], [10, 11, 12, 15]), strict=True):
+        torch.testing.assert_close(found, whole_sequence_logits(network, ids)[-1], atol=2e-5, rtol=1e-5)
 
 
 def test_more_tokens_than_positions_are_refused(network):

@@ -2,10 +2,15 @@
 
 import pytest
 import torch
-from transformers import RepetitionPenaltyLogitsProcessor, TopKLogitsWarper, TopPLogitsWarper
+from transformers import (
+    RepetitionPenaltyLogitsProcessor,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+    UnbatchedClassifierFreeGuidanceLogitsProcessor,
+)
 
 from megatron_music.errors import InputError
-from megatron_music.generation.sampling import SamplingSettings, choose, guide, penalise
+from megatron_music.generation.sampling import SamplingSettings, choose, guide, log_probabilities, penalise
 
 
 @pytest.fixture
@@ -17,7 +22,7 @@ def draws(scores, allowed, settings, number=4000):
     generator = torch.Generator().manual_seed(0)
     counts = torch.zeros(len(scores))
     for _ in range(number):
-        counts[choose(scores, allowed, settings, generator)] += 1
+        counts[choose(torch.cat([scores[ids.start : ids.stop] for ids in allowed]), allowed, settings, generator)] += 1
     return counts / number
 
 
@@ -28,12 +33,15 @@ def test_published_settings_are_the_defaults():
     assert (settings.min_new_tokens, settings.max_new_tokens) == (100, 3000)
 
 
-def test_guidance_is_taken_between_log_probabilities():
-    conditional, unconditional = torch.tensor([2.0, 0.0, -1.0]), torch.tensor([0.0, 1.0, 5.0])
-    c, u = torch.log_softmax(conditional, -1), torch.log_softmax(unconditional, -1)
-    torch.testing.assert_close(guide(conditional, unconditional, 1.5), u + 1.5 * (c - u))
-    torch.testing.assert_close(guide(conditional, unconditional, 1.0), c)
-    torch.testing.assert_close(guide(conditional, None, 1.0), c)
+def test_guidance_equals_transformers_between_log_probabilities(scores):
+    unconditional = scores.flip(0) * 0.5
+    processor = UnbatchedClassifierFreeGuidanceLogitsProcessor(1.5, model=None)
+    processor.get_unconditional_logits = lambda input_ids: unconditional[None, None]
+    expected = processor(torch.zeros(1, 1, dtype=torch.long), scores[None])[0]
+    allowed = [range(100, 300), range(7, 8)]
+    c, u = log_probabilities(scores, allowed), log_probabilities(unconditional, allowed)
+    torch.testing.assert_close(guide(c, u, 1.5), torch.cat([expected[100:300], expected[7:8]]))
+    torch.testing.assert_close(guide(c, None, 1.5), torch.log_softmax(scores, -1)[[*range(100, 300), 7]])
 
 
 def test_penalty_equals_transformers(scores):
@@ -69,8 +77,9 @@ def test_zero_temperature_takes_the_most_probable_allowed_id(scores):
     generator = torch.Generator().manual_seed(0)
     best = 50 + int(scores[50:90].argmax())
     settings = SamplingSettings(temperature=0)
-    assert choose(scores, [range(50, 90)], settings, generator) == best
-    assert choose(scores, [range(best + 1, 90), range(best, best + 1)], settings, generator) == best
+    assert choose(scores[50:90], [range(50, 90)], settings, generator) == best
+    moved = torch.cat([scores[best + 1 : 90], scores[best : best + 1]])
+    assert choose(moved, [range(best + 1, 90), range(best, best + 1)], settings, generator) == best
 
 
 @pytest.mark.parametrize(

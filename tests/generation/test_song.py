@@ -1,17 +1,26 @@
-"""A whole song: from two folders, lyrics and tags to wav files and a record that tells how they came about."""
+"""A whole song: from two folders and files of a prompt to sound and a record that repeats it."""
 
 import json
 
 import numpy as np
 import pytest
 import soundfile
+import yaml
+from typer.testing import CliRunner
 
+from megatron_music.audio import vocoder as vocoder_module
 from megatron_music.audio.embedded import EmbeddedCodec
+from megatron_music.audio.files import resample, write_audio
+from megatron_music.audio.loudness import integrated_loudness
+from megatron_music.cli import app
 from megatron_music.errors import InputError
+from megatron_music.generation.generate import generate
+from megatron_music.generation.request import SongRequest, Stopped, Watch
 from megatron_music.generation.sampling import SamplingSettings
-from megatron_music.generation.song import generate_song, mixed
+from megatron_music.generation.song import Studio, mixed
 
 SETTINGS = SamplingSettings(min_new_tokens=20, max_new_tokens=60)
+TEXTS = ["[verse]\nla la la\n\n", "[chorus]\nsing with me\n\n"]
 
 
 @pytest.fixture(scope="module")
@@ -22,34 +31,38 @@ def codec() -> EmbeddedCodec:
 
 
 @pytest.fixture
-def request_for_song(make_model, tmp_path, codec) -> dict:
-    folders = {"stage1": make_model("one", positions=256), "stage2": make_model("two", positions=128, seed=1)}
+def folders(make_model, codec) -> dict:
+    folders = {"stage1": make_model("one", positions=1024), "stage2": make_model("two", positions=128, seed=1)}
     for folder in folders.values():
         codec.save(folder / "codec")
+    return folders
+
+
+@pytest.fixture
+def prompt(folders, tmp_path) -> dict:
     (tmp_path / "lyrics.txt").write_text("[verse]\nla la la\n\n[chorus]\nsing with me\n")
     (tmp_path / "tags.txt").write_text("pop female\n")
-    return folders | {"lyrics": tmp_path / "lyrics.txt", "tags": tmp_path / "tags.txt", "out": tmp_path / "song"}
+    files = {"lyrics": tmp_path / "lyrics.txt", "tags": tmp_path / "tags.txt", "out": tmp_path / "song"}
+    return folders | files | {"settings": SETTINGS}
 
 
-def record_of(request):
-    return json.loads((request["out"] / "song.json").read_text())
+def record_of(folder):
+    return json.loads((folder / "song.json").read_text())
 
 
-def test_a_song_and_its_record(request_for_song, codec):
-    generate_song(**request_for_song, settings=SETTINGS, seed=3)
-    out, record = request_for_song["out"], record_of(request_for_song)
+def tokens_of(folder):
+    record = record_of(folder)
+    return record["segments"], record["codes"]
+
+
+def test_a_song_and_its_record(prompt, codec):
+    generate(**prompt, seed=3)
+    out, record = prompt["out"], record_of(prompt["out"])
     assert sorted(path.name for path in out.iterdir()) == ["accompaniment.wav", "mix.wav", "song.json", "vocals.wav"]
-    assert (record["seed"], record["tags"], record["codec"], record["vocabulary"]) == (
-        3,
-        "pop female",
-        "embedded",
-        "tiny",
-    )
+    assert (record["request"]["seed"], record["request"]["tags"]) == (3, "pop female")
+    assert (record["codec"], record["vocabulary"]) == ("embedded", "tiny")
     assert record["settings"]["top_k"] == 50 and record["settings"]["max_new_tokens"] == 60
-    assert [segment["text"] for segment in record["segments"]] == [
-        "[verse]\nla la la\n\n",
-        "[chorus]\nsing with me\n\n",
-    ]
+    assert [segment["text"] for segment in record["segments"]] == record["request"]["lyrics"] == TEXTS
     audio = np.array([id for segment in record["segments"] for id in segment["audio"]])
     assert record["frames"] == len(audio) // 2 == record["segments"][-1]["end_frame"]
     stems = {}
@@ -58,87 +71,292 @@ def test_a_song_and_its_record(request_for_song, codec):
         assert codes_KT.shape == (4, record["frames"])
         np.testing.assert_array_equal(codes_KT[0], audio[index::2] - 306)
         stems[name], rate = soundfile.read(out / f"{name}.wav", dtype="float32")
+        assert soundfile.info(out / f"{name}.wav").subtype == "PCM_24"
         assert rate == 16000 and len(stems[name]) == record["frames"] * 320
-        np.testing.assert_allclose(stems[name], codec.decode(codes_KT) * record["gain"], atol=1e-4)
+        np.testing.assert_allclose(stems[name], codec.decode(codes_KT) * record["gain"], atol=2e-7)
     mix, _ = soundfile.read(out / "mix.wav", dtype="float32")
-    np.testing.assert_allclose(mix, stems["vocals"] + stems["accompaniment"], atol=1e-4)
+    np.testing.assert_allclose(mix, stems["vocals"] + stems["accompaniment"], atol=4e-7)
 
 
-def test_a_seed_repeats_the_song_and_another_does_not(request_for_song):
+def test_a_seed_repeats_the_song_and_another_does_not(prompt):
     songs = []
     for seed in (1, 1, 2):
-        generate_song(**request_for_song, settings=SETTINGS, seed=seed)
-        record = record_of(request_for_song)
-        songs.append((record["segments"], record["codes"], (request_for_song["out"] / "mix.wav").read_bytes()))
+        generate(**prompt, seed=seed)
+        songs.append((tokens_of(prompt["out"]), (prompt["out"] / "mix.wav").read_bytes()))
     assert songs[0] == songs[1]
     assert songs[0][0] != songs[2][0]
 
 
-def test_only_so_many_segments_are_sung_but_all_lyrics_are_read(request_for_song):
-    generate_song(**request_for_song, settings=SETTINGS, segments=1)
-    one = record_of(request_for_song)
-    generate_song(**request_for_song, settings=SETTINGS)
-    both = record_of(request_for_song)
+def test_only_so_many_segments_are_sung_but_all_lyrics_are_read(prompt):
+    generate(**prompt, segments=1)
+    one = record_of(prompt["out"])
+    generate(**prompt)
+    both = record_of(prompt["out"])
     assert len(one["segments"]) == 1 and one["header"] == both["header"]
     assert one["segments"][0] == both["segments"][0]
+
+
+def test_a_song_is_repeated_from_its_json(prompt, tmp_path, codec):
+    """With a reference, a past, guidance and all: from the file alone, and from moved models that are the same."""
+    generate(**prompt, segments=1)
+    sound = codec.decode(np.random.default_rng(0).integers(0, 16, (4, 80)).astype(np.int16))
+    write_audio(tmp_path / "reference.flac", sound, 16000)
+    changed = prompt | {"out": tmp_path / "second"}
+    generate(
+        **changed, seed=8, past=prompt["out"] / "song.json", reference=[tmp_path / "reference.flac"],
+        reference_s=(0.2, 1.4), loudness_lufs=-20.0,
+    )  # fmt: skip
+    again, moved = tmp_path / "again", tmp_path / "moved"
+    generate(again, repeat=tmp_path / "second" / "song.json", loudness_lufs=-20.0)
+    assert (again / "song.json").read_bytes() == (tmp_path / "second" / "song.json").read_bytes()
+    assert (again / "mix.wav").read_bytes() == (tmp_path / "second" / "mix.wav").read_bytes()
+    prompt["stage1"].rename(tmp_path / "elsewhere")
+    generate(moved, repeat=again / "song.json", stage1=tmp_path / "elsewhere")
+    assert tokens_of(moved) == tokens_of(again)
+    with pytest.raises(InputError, match="two: is not the stage1 model that sang"):
+        generate(moved, repeat=again / "song.json", stage1=prompt["stage2"])
+    with pytest.raises(InputError, match="repeat: a song is repeated as it was"):
+        generate(moved, repeat=again / "song.json", lyrics=prompt["lyrics"])
+
+
+def test_a_reference_is_cut_out_of_the_codes_of_the_whole_file(folders, codec, tmp_path):
+    studio = Studio(**folders)
+    tracks = np.random.default_rng(0).integers(0, 16, (2, 4, 100)).astype(np.int16)
+    paths = [tmp_path / "vocals.wav", tmp_path / "accompaniment.wav"]
+    for path, codes_KT in zip(paths, tracks, strict=True):
+        write_audio(path, codec.decode(codes_KT), 16000, "FLOAT")
+    whole = [codec.encode(codec.decode(codes_KT))[0] for codes_KT in tracks]
+    dual = studio.reference(paths, 0.5, 1.8)
+    for found, expected in zip(dual.tracks, whole, strict=True):
+        np.testing.assert_array_equal(found, expected[25:90])
+    assert dual.source == "vocals.wav, accompaniment.wav, 0.5 s to 1.8 s"
+    (single,) = studio.reference(paths[:1]).tracks
+    np.testing.assert_array_equal(single, whole[0])
+    np.save(tmp_path / "codes.npy", tracks[0])
+    (given,) = studio.reference([tmp_path / "codes.npy"], 0, 1).tracks
+    np.testing.assert_array_equal(given, tracks[0][0, :50])
+
+
+def test_a_song_of_a_manifest_is_gone_on_with(prompt, tmp_path):
+    for name in ("v", "a"):
+        np.save(tmp_path / f"{name}.npy", np.random.default_rng(len(name)).integers(0, 16, (4, 100)).astype(np.int16))
+    segments = [
+        {"line_content": "[verse]\nla\n\n", "codec_frame_start": 10, "codec_frame_end": 40},
+        {"line_content": "[chorus]\nha\n\n", "codec_frame_start": 40, "codec_frame_end": 90},
+    ]
+    line = {
+        "id": "one", "genres": "folk", "vocals_codec": "v.npy", "instrumental_codec": "a.npy",
+        "splitted_lyrics": {"segmented_lyrics": segments},
+    }  # fmt: skip
+    (tmp_path / "manifest.jsonl").write_text(json.dumps(line) + "\n")
+    past = f"{tmp_path}/manifest.jsonl#one"
+    generate(**prompt | {"tags": None}, past=past, after=1)
+    record = record_of(prompt["out"])
+    assert record["request"]["tags"] == "folk"
+    assert record["segments"][0]["end_frame"] == 30 and len(record["segments"]) == 2
+    assert record["codes"]["vocals"][0][:30] == np.load(tmp_path / "v.npy")[0, 10:40].tolist()
+    for name, after, message in (
+        ("#two", None, "has no song 'two'"),
+        ("#one", 3, "has 2 sections, 3 were asked for"),
+        ("#one", None, "past: 2 of 2 sections have been sung already"),
+    ):
+        with pytest.raises(InputError, match=message):
+            generate(**prompt, past=f"{tmp_path}/manifest.jsonl{name}", after=after)
+
+
+def test_a_song_without_lyrics_an_instrumental_one_and_a_single_track(prompt):
+    without = prompt | {"lyrics": None}
+    generate(**without)
+    assert record_of(prompt["out"])["request"]["lyrics"] == [] and (prompt["out"] / "vocals.wav").is_file()
+    generate(**without, tracks="mix")
+    record = record_of(prompt["out"])
+    assert sorted(path.name for path in prompt["out"].iterdir()) == ["mix.wav", "song.json"]
+    assert np.array(record["codes"]["mix"]).shape == (4, record["frames"])
+    for texts in (prompt, without):
+        generate(**texts, instrumental=True)
+        record = record_of(prompt["out"])
+        assert sorted(path.name for path in prompt["out"].iterdir()) == ["mix.wav", "song.json"]
+        assert set(np.ravel(record["codes"]["vocals"])) == {0}  # the embedded codec's code of silence
+        assert len(record["codes"]["accompaniment"]) == 4
+
+
+def test_several_songs_at_once_are_those_of_their_seeds(prompt):
+    written = generate(**prompt, seed=5, songs=3)
+    assert [folder.name for folder in written] == ["01", "02", "03"]
+    together = [tokens_of(folder) for folder in written]
+    for seed, tokens in zip((5, 6, 7), together, strict=True):
+        generate(**prompt | {"out": prompt["out"].parent / "alone"}, seed=seed)
+        assert tokens_of(prompt["out"].parent / "alone") == tokens
+    with pytest.raises(InputError, match="songs: 0 at once"):
+        generate(**prompt, songs=0)
+
+
+@pytest.mark.parametrize("file_format, subtype", [("wav", "PCM_24"), ("flac", "PCM_24"), ("mp3", "MPEG_LAYER_III")])
+def test_formats_and_loudness(prompt, file_format, subtype):
+    generate(**prompt, file_format=file_format, loudness_lufs=-30.0)
+    info = soundfile.info(prompt["out"] / f"mix.{file_format}")
+    assert (info.subtype, info.samplerate) == (subtype, 16000)
+    mix, rate = soundfile.read(prompt["out"] / f"mix.{file_format}")
+    assert integrated_loudness(mix, rate) == pytest.approx(-30.0, abs=0.3 if file_format == "mp3" else 0.01)
+    assert record_of(prompt["out"])["loudness_lufs"] == pytest.approx(-30.0, abs=0.01)
+    with pytest.raises(InputError, match="format: 'ogg' can't be written"):
+        generate(**prompt, file_format="ogg")
+
+
+def test_folders_without_vocabulary_and_tokenizer_as_they_are_released(prompt, tmp_path, tiny_vocabulary):
+    """YuE's embedding tables have one row for each id, and none of the padding."""
+    from transformers import LlamaForCausalLM
+
+    names = {"vocabulary": tmp_path / "words.yaml", "tokenizer": tmp_path / "words.model"}
+    names["vocabulary"].write_text(yaml.safe_dump(tiny_vocabulary))
+    (prompt["stage1"] / "tokenizer.model").rename(names["tokenizer"])
+    generate(**prompt, tokenizer=names["tokenizer"])
+    expected = tokens_of(prompt["out"])
+    for stage in ("stage1", "stage2"):
+        (prompt[stage] / "vocabulary.yaml").unlink()
+    with pytest.raises(InputError, match="one: has no vocabulary.yaml; name it with --vocabulary"):
+        generate(**prompt)
+    with pytest.raises(InputError, match="one: has no tokenizer.model; name it with --tokenizer"):
+        generate(**prompt, vocabulary=names["vocabulary"])
+    generate(**prompt, **names)
+    assert tokens_of(prompt["out"]) == expected
+    network = LlamaForCausalLM.from_pretrained(prompt["stage1"])
+    network.resize_token_embeddings(tiny_vocabulary["size"])
+    network.save_pretrained(prompt["stage1"])
+    generate(**prompt, **names)
+    assert record_of(prompt["out"])["segments"] != []
+
+
+def test_callbacks_reach_both_stages_and_a_stop_writes_nothing(folders):
+    told = {"token": 0, "segment": [], "frame": []}
+    watch = Watch(
+        on_token=lambda *_: told.update(token=told["token"] + 1),
+        on_segment=lambda *place: told["segment"].append(place),
+        on_frame=lambda *place: told["frame"].append(place),
+    )
+    studio = Studio(**folders, keep_networks=True)
+    (recording,) = studio.make([SongRequest("pop", tuple(TEXTS))], SETTINGS, watch=watch)
+    assert told["segment"] == [(0, 0, 2), (0, 1, 2)]
+    assert told["token"] == sum(len(segment["audio"]) for segment in recording.record["segments"])
+    assert told["frame"] == [(frame + 1, 25) for frame in range(25)]
+    watch.on_frame = lambda *_: watch.stop.set()
+    with pytest.raises(Stopped):
+        studio.make([SongRequest("pop", tuple(TEXTS))], SETTINGS, watch=watch)
+
+
+def test_with_vocoders_the_song_has_their_rate_and_the_codecs_lows(folders, monkeypatch):
+    """The path through the vocoders, with one that writes two tones; the network has tests of its own."""
+    studio = Studio(**folders)
+
+    class Tone:
+        hop_samples = 882
+
+    def vocode(vocoder, codec, codes_KT):
+        time = np.arange(codes_KT.shape[1] * 882) / 44100
+        return (0.1 * np.sin(2 * np.pi * 12000 * time) + 0.1 * np.sin(2 * np.pi * 500 * time)).astype(np.float32)
+
+    monkeypatch.setattr(vocoder_module, "vocode", vocode)
+    (plain,) = studio.make([SongRequest("pop", tuple(TEXTS))], SETTINGS)
+    studio.vocoders = {"vocals": Tone(), "accompaniment": Tone()}
+    (recording,) = studio.make([SongRequest("pop", tuple(TEXTS))], SETTINGS)
+    assert recording.sample_rate == recording.record["sample_rate"] == 44100
+    assert recording.record["codes"] == plain.record["codes"]
+    mix = recording.sounds["mix"]
+    assert len(mix) == recording.record["frames"] * 882
+    np.testing.assert_allclose(mix, recording.sounds["vocals"] + recording.sounds["accompaniment"], atol=1e-6)
+    spectrum = np.abs(np.fft.rfft(mix))
+    peak = np.fft.rfftfreq(len(mix), 1 / 44100)[
+        np.argmax(np.where(np.arange(len(spectrum)) > len(mix) / 4, spectrum, 0))
+    ]
+    assert peak == pytest.approx(12000, abs=30)
+    # Below the crossover there is the codec's sound, not the vocoder's.
+    low = resample(plain.sounds["mix"] / plain.record["gain"] * recording.record["gain"], 16000, 44100)
+    lows = np.abs(np.fft.rfft(low))[100:3000]
+    np.testing.assert_allclose(spectrum[100:3000], lows, atol=0.02 * lows.max())
+
+
+def test_vocoders_of_another_codec_are_refused(folders, tmp_path):
+    with pytest.raises(InputError, match="none: no such folder"):
+        Studio(**folders, vocoder=tmp_path / "none")
 
 
 @pytest.mark.parametrize(
     "change, message",
     [
-        (lambda request: request["lyrics"].write_text("la la\n"), "lyrics.txt: line 1: stands before any section"),
-        (lambda request: request["tags"].write_text(""), "tags.txt: is empty"),
-        (lambda request: (request["stage1"] / "config.json").unlink(), "one: has no config.json"),
-        (lambda request: (request["stage2"] / "vocabulary.yaml").unlink(), "two: has no vocabulary.yaml"),
-        (lambda request: request.update(stage2=request["stage1"].parent / "none"), "none: no such model folder"),
-        (lambda request: request.update(codec="xcodec"), "vocabulary tiny: has no codec xcodec"),
-        (lambda request: request.update(segments=0), "segments: 0 segments make no song"),
-        (lambda request: request.update(windows_at_once=0), "windows_at_once"),
-        (lambda request: request.update(weights=request["out"]), "song: no such folder"),
+        (lambda prompt: prompt["lyrics"].write_text("la la\n"), "lyrics.txt: line 1: stands before any section"),
+        (lambda prompt: prompt["tags"].write_text(""), "tags.txt: is empty"),
+        (lambda prompt: (prompt["stage1"] / "config.json").unlink(), "one: has no config.json"),
+        (lambda prompt: (prompt["stage2"] / "vocabulary.yaml").unlink(), "two: has no vocabulary.yaml"),
+        (lambda prompt: prompt.update(stage2=prompt["stage1"].parent / "none"), "none: no such model folder"),
+        (lambda prompt: prompt.update(stage2=None), "--stage2: is missing"),
+        (lambda prompt: prompt.update(tags=None), "--tags: is missing"),
+        (lambda prompt: prompt.update(codec="xcodec"), "vocabulary tiny: has no codec xcodec"),
+        (lambda prompt: prompt.update(segments=0), "segments: 0 segments make no song"),
+        (lambda prompt: prompt.update(windows_at_once=0), "windows_at_once"),
+        (lambda prompt: prompt.update(weights=prompt["out"]), "song: no such folder"),
     ],
 )
-def test_what_makes_no_song_is_told_in_one_line_before_anything_is_sung(request_for_song, change, message):
-    change(request_for_song)
+def test_what_makes_no_song_is_told_in_one_line_before_anything_is_sung(prompt, change, message):
+    change(prompt)
     with pytest.raises(InputError, match=message) as caught:
-        generate_song(**request_for_song, settings=SETTINGS)
+        generate(**prompt)
     assert "\n" not in str(caught.value)
-    assert not request_for_song["out"].exists()
+    assert not prompt["out"].exists()
 
 
-def test_models_without_a_codec_name_the_option(request_for_song, codec, tmp_path):
+def test_models_without_a_codec_name_the_option(prompt, codec, tmp_path):
     for stage in ("stage1", "stage2"):
-        for file in (request_for_song[stage] / "codec").iterdir():
+        for file in (prompt[stage] / "codec").iterdir():
             file.unlink()
-        (request_for_song[stage] / "codec").rmdir()
+        (prompt[stage] / "codec").rmdir()
     with pytest.raises(InputError, match="--weights"):
-        generate_song(**request_for_song, settings=SETTINGS)
+        generate(**prompt)
     codec.save(tmp_path / "weights")
-    generate_song(**request_for_song, settings=SETTINGS, weights=tmp_path / "weights", segments=1)
-    assert (request_for_song["out"] / "mix.wav").is_file()
+    generate(**prompt, weights=tmp_path / "weights", segments=1)
+    assert (prompt["out"] / "mix.wav").is_file()
 
 
-def test_a_codec_of_another_size_is_refused(request_for_song, tmp_path):
+def test_a_codec_of_another_size_is_refused(prompt, tmp_path):
     time = np.arange(32000, dtype=np.float32) / 16000
     other = EmbeddedCodec.fit([np.sin(900 * time * time).astype(np.float32)], codebooks=2, codebook_size=8)
     other.save(tmp_path / "other")
     with pytest.raises(InputError, match="other: has codebooks of 8 codes, the models' vocabulary of 16"):
-        generate_song(**request_for_song, settings=SETTINGS, weights=tmp_path / "other")
+        generate(**prompt, weights=tmp_path / "other")
 
 
-def test_foreign_folders_are_not_replaced(request_for_song):
-    request_for_song["out"].mkdir()
-    (request_for_song["out"] / "notes.txt").write_text("mine")
+def test_foreign_folders_are_not_replaced(prompt):
+    prompt["out"].mkdir()
+    (prompt["out"] / "notes.txt").write_text("mine")
     with pytest.raises(InputError, match="exists and holds no song.json"):
-        generate_song(**request_for_song, settings=SETTINGS)
-    assert (request_for_song["out"] / "notes.txt").read_text() == "mine"
+        generate(**prompt)
+    assert (prompt["out"] / "notes.txt").read_text() == "mine"
 
 
-def test_a_mix_that_would_clip_is_made_quieter_with_its_stems():
-    vocals, accompaniment = np.array([0.5, -0.2, 0.1]), np.array([0.75, 0.2])
-    stems, gain = mixed([vocals, accompaniment])
-    assert gain == pytest.approx(0.99 / 1.25)
-    np.testing.assert_allclose(stems["mix"], [0.99, 0.0], atol=1e-6)
-    np.testing.assert_allclose(stems["vocals"], np.array([0.5, -0.2]) * gain, rtol=1e-6)
-    quiet, gain = mixed([vocals * 0.1, accompaniment * 0.1])
-    assert gain == 1.0
-    np.testing.assert_allclose(quiet["mix"], [0.125, 0.0], atol=1e-6)
+def test_the_mix_is_the_sum_of_the_stems():
+    mix = mixed([np.array([0.5, -0.2, 0.1]), np.array([0.75, 0.2])])
+    np.testing.assert_allclose(mix, [1.25, 0.0], atol=1e-6)
+    assert mix.dtype == np.float32
+
+
+def test_the_verb_sings_hints_and_ends_in_one_line(prompt, tmp_path):
+    (tmp_path / "known.txt").write_text("pop\nfemale vocal\n")
+    options = [
+        "--max-tokens",
+        "30",
+        "--min-tokens",
+        "10",
+        "--segments",
+        "1",
+        "--known-tags",
+        str(tmp_path / "known.txt"),
+    ]
+    arguments = [part for name in ("stage1", "stage2", "lyrics", "tags") for part in (f"--{name}", str(prompt[name]))]
+    result = CliRunner().invoke(app, ["generate", str(prompt["out"]), *arguments, *options])
+    assert result.exit_code == 0, result.output
+    assert result.stderr == "hint: tags: 'female' is not among the known ones; did you mean 'female vocal'?\n"
+    assert record_of(prompt["out"])["settings"]["max_new_tokens"] == 30
+    again = CliRunner().invoke(app, ["generate", str(tmp_path / "again"), "--repeat", str(prompt["out"] / "song.json")])
+    assert again.exit_code == 0, again.output
+    assert tokens_of(tmp_path / "again") == tokens_of(prompt["out"])
+    wrong = CliRunner().invoke(app, ["generate", str(tmp_path / "wrong"), *arguments, "--reference", "nowhere.mp3"])
+    assert isinstance(wrong.exception, InputError) and "nowhere.mp3: no such file" in str(wrong.exception)
