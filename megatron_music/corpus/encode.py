@@ -33,6 +33,7 @@ from megatron_music.corpus.workplace import clear_litter, workplace
 from megatron_music.errors import InputError
 from megatron_music.files import read_json, write_json
 from megatron_music.progress import console, track
+from megatron_music.songs.annotators import ANNOTATORS
 from megatron_music.songs.manifest import read_manifest
 from megatron_music.songs.song import Song
 
@@ -119,10 +120,6 @@ def parse_annotator_options(texts: Iterable[str]) -> dict[str, dict[str, str]]:
 
 def _annotators(names: Sequence[str], options: Mapping[str, Mapping[str, str]]) -> list[tuple[str, dict[str, str]]]:
     """Names with their options, the files among them with their whole paths, as tasks may start in other folders."""
-    if not names and not options:
-        return []
-    from megatron_music.songs.annotators import ANNOTATORS
-
     for name in [*names, *options]:
         if name not in ANNOTATORS:
             raise InputError(f"annotator '{name}'", "is not known", f"name one of {', '.join(ANNOTATORS)}")

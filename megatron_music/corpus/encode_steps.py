@@ -10,7 +10,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import astuple, dataclass, field
 from functools import cache, lru_cache
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 import numpy as np
 from datatrove.pipeline.base import PipelineStep
@@ -22,11 +22,9 @@ from megatron_music.corpus.encode_plan import Plan, Shard, changed, changes
 from megatron_music.corpus.workplace import workplace
 from megatron_music.errors import InputError
 from megatron_music.files import read_json, write_json
+from megatron_music.songs.annotators import Annotator, load_annotator
 from megatron_music.songs.codes import CodesRow, write_codes_shard
 from megatron_music.songs.song import Reject, Rejected, Song
-
-if TYPE_CHECKING:
-    from megatron_music.songs.annotators import Annotator
 
 _READ_AHEAD_THREADS = 4
 Job = TypeVar("Job")
@@ -248,7 +246,5 @@ def forget_codec() -> None:
 
 
 @cache
-def _annotator(name: str, options: tuple[tuple[str, str], ...], device: str) -> "Annotator":
-    from megatron_music.songs.annotators import load_annotator
-
+def _annotator(name: str, options: tuple[tuple[str, str], ...], device: str) -> Annotator:
     return load_annotator(name, dict(options), device)
