@@ -1,5 +1,9 @@
-"""Distributed checkpoints in the form that megatron-core writes: readable on any layout and by other Megatron tools."""
+"""Distributed checkpoints in the form that megatron-core writes: readable on any layout and by other Megatron tools.
 
+A checkpoint holds what is trained: of a network with adapters these alone, without the frozen weights below them.
+"""
+
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -8,24 +12,46 @@ from megatron.core.dist_checkpointing.mapping import ShardedObject, ShardedState
 from megatron.core.optimizer.optimizer import MegatronOptimizer
 from torch.distributed.checkpoint import FileSystemReader
 
+from megatron_music.engine.lora import is_adapter
+
 # Optimizer state in the shape of the parameters, so that any layout can read it.
 _METADATA = {"distrib_optim_sharding_type": "fully_reshardable"}
 
 
 def save(folder: Path, chunks: list[torch.nn.Module], optimizer: MegatronOptimizer) -> None:
-    """Writes weights and optimizer state into the existing, empty ``folder``; every process takes part."""
-    dist_checkpointing.save(_state(chunks, optimizer, is_loading=False), str(folder), content_metadata=_METADATA)
+    """Writes trained weights and optimizer state into the existing, empty ``folder``; every process takes part."""
+    state = _state(chunks, _is_trained, optimizer, is_loading=False)
+    dist_checkpointing.save(state, str(folder), content_metadata=_METADATA)
 
 
 def load(folder: Path, chunks: list[torch.nn.Module], optimizer: MegatronOptimizer | None) -> None:
-    """Reads weights, and with ``optimizer`` its state, into place; every process takes part."""
-    state = _state(chunks, optimizer, is_loading=True)
+    """Reads trained weights, and with ``optimizer`` its state, into place; every process takes part."""
+    _load(folder, chunks, _is_trained, optimizer)
+
+
+def load_base(folder: Path, chunks: list[torch.nn.Module]) -> None:
+    """Reads the weights of a whole network below the adapters of this one; every process takes part."""
+    _load(folder, chunks, lambda name, _: not is_adapter(name), None)
+
+
+def _is_trained(_name: str, parameter: torch.nn.Parameter) -> bool:
+    return parameter.requires_grad
+
+
+def _load(
+    folder: Path,
+    chunks: list[torch.nn.Module],
+    is_wanted: Callable[[str, torch.nn.Parameter], bool],
+    optimizer: MegatronOptimizer | None,
+) -> None:
+    state = _state(chunks, is_wanted, optimizer, is_loading=True)
     absent = _drop_absent_objects(state, folder)
     loaded = dist_checkpointing.load(state, str(folder))
     for index, chunk in enumerate(chunks):
         missing, unexpected = _bare(chunk).load_state_dict(loaded[_key(chunks, index)], strict=False)
-        if unexpected or not set(missing) <= absent:
-            raise RuntimeError(f"{folder} lacks {sorted(set(missing) - absent)} or has also {unexpected}")
+        lacking = set(missing) - absent - _unwanted(chunk, is_wanted)
+        if unexpected or lacking:
+            raise RuntimeError(f"{folder} lacks {sorted(lacking)} or has also {unexpected}")
     if optimizer is not None:
         optimizer.load_state_dict(loaded["optimizer"])
 
@@ -46,11 +72,24 @@ def _drop_absent_objects(state: ShardedStateDict, folder: Path) -> set[str]:
     return absent
 
 
-def _state(chunks: list[torch.nn.Module], optimizer: MegatronOptimizer | None, is_loading: bool) -> ShardedStateDict:
-    state = {_key(chunks, index): _bare(chunk).sharded_state_dict() for index, chunk in enumerate(chunks)}
+def _state(
+    chunks: list[torch.nn.Module],
+    is_wanted: Callable[[str, torch.nn.Parameter], bool],
+    optimizer: MegatronOptimizer | None,
+    is_loading: bool,
+) -> ShardedStateDict:
+    state: ShardedStateDict = {}
+    for index, chunk in enumerate(chunks):
+        unwanted = _unwanted(chunk, is_wanted)
+        whole = _bare(chunk).sharded_state_dict()
+        state[_key(chunks, index)] = {name: item for name, item in whole.items() if name not in unwanted}
     if optimizer is not None:
         state["optimizer"] = optimizer.sharded_state_dict(dict(state), is_loading=is_loading, metadata=_METADATA)
     return state
+
+
+def _unwanted(chunk: torch.nn.Module, is_wanted: Callable[[str, torch.nn.Parameter], bool]) -> set[str]:
+    return {name for name, parameter in _bare(chunk).named_parameters() if not is_wanted(name, parameter)}
 
 
 def _key(chunks: list[torch.nn.Module], index: int) -> str:

@@ -10,6 +10,7 @@ from megatron.core import parallel_state
 from megatron.core.pipeline_parallel import get_forward_backward_func
 
 from megatron_music.engine import checkpoint
+from megatron_music.engine.lora import seed_dropout
 from megatron_music.engine.network import build_chunks, distribute, transformer_config
 from megatron_music.engine.optimizer import build_optimizer, set_constants
 from megatron_music.recipe.recipe import Recipe
@@ -36,7 +37,7 @@ class Engine:
     """
 
     def __init__(self, recipe: Recipe, vocabulary_size: int, trains: bool = True):
-        self._options = recipe.optimizer
+        self._options, self._lora, self._seed = recipe.optimizer, recipe.lora, recipe.seed
         self.config = transformer_config(recipe)
         self.chunks = build_chunks(recipe, self.config, vocabulary_size)
         self.optimizer = None
@@ -65,8 +66,10 @@ class Engine:
         """Into how many shares every batch is cut."""
         return parallel_state.get_data_parallel_world_size()
 
-    def forward_backward(self, batches: Sequence[Batch], train: bool = True) -> torch.Tensor:
+    def forward_backward(self, batches: Sequence[Batch], train: bool = True, step: int = 0) -> torch.Tensor:
         """Runs all micro-batches of this process; with ``train`` also backward and the reduction.
+
+        ``step`` decides what the dropout of adapters draws, so that a step repeats itself after a resume.
 
         Returns the loss table of this process: (2, KINDS), sums of nats and counts of tokens by kind; zeros where
         another process holds the end of the pipeline or the same tensor-parallel result.
@@ -92,6 +95,8 @@ class Engine:
                 chunk.zero_grad_buffer()
         if train:
             self.optimizer.zero_grad()
+            if self._lora is not None and self._lora.dropout:
+                seed_dropout(self._seed, step)
         with torch.set_grad_enabled(train):
             self._schedule(
                 forward_step_func=forward_step,
@@ -156,11 +161,23 @@ class Engine:
         return logits
 
     def save(self, folder: Path) -> None:
-        """Writes weights and optimizer as a distributed checkpoint into the empty ``folder``; all processes call it."""
+        """Writes what is trained, and the optimizer, as a distributed checkpoint into the empty ``folder``.
+
+        All processes call it.
+        """
         checkpoint.save(folder, self.chunks, self.optimizer)
 
+    def load_base(self, folder: Path) -> None:
+        """Reads a checkpoint of a whole network below this one's adapters; all processes call it."""
+        checkpoint.load_base(folder, self.chunks)
+        if self.optimizer is not None:
+            self.optimizer.reload_model_params()
+
     def load(self, folder: Path, with_optimizer: bool = True) -> None:
-        """Reads a distributed checkpoint of the same network, written on any layout; all processes call it."""
+        """Reads a distributed checkpoint of the same network, written on any layout; all processes call it.
+
+        A network with adapters reads what it trains, and nothing of what lies below: ``load_base`` does that.
+        """
         checkpoint.load(folder, self.chunks, self.optimizer if with_optimizer else None)
         if self.optimizer is None:
             return

@@ -7,7 +7,7 @@ from megatron.core import parallel_state
 from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
 from megatron.core.transformer.attention import SelfAttention, SelfAttentionSubmodules
 from megatron.core.transformer.enums import AttnMaskType
-from megatron.core.transformer.mlp import MLP, MLPSubmodules
+from megatron.core.transformer.mlp import MLP, MLPSubmodules, apply_swiglu_sharded_factory
 from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
 from megatron.core.transformer.transformer_config import TransformerConfig
@@ -83,6 +83,15 @@ class GatedMLP(MLP):
         """Maps (sequence, batch, hidden) to the same shape and no bias."""
         gate_and_up, _ = self.linear_fc1(hidden_states)
         return self.linear_fc2(SwiGLU.apply(gate_and_up))
+
+    def sharded_state_dict(self, prefix: str = "", sharded_offsets: tuple = (), metadata: dict | None = None) -> dict:
+        """Megatron-core's, with the rows of an adapter's B laid out as those of the matrix: gate, then up."""
+        state = super().sharded_state_dict(prefix, sharded_offsets, metadata)
+        name = f"{prefix}linear_fc1.lora_B"
+        if name in state:
+            is_single = metadata.get("singleton_local_shards", False)
+            state[name] = apply_swiglu_sharded_factory(state[name], sharded_offsets, is_single)
+        return state
 
 
 class NoCoreAttention(torch.nn.Module):

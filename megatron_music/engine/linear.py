@@ -1,4 +1,7 @@
-"""Tensor-parallel linear layers that add their weights' gradients straight into the gradient buffer."""
+"""Tensor-parallel linear layers that add their weights' gradients straight into the gradient buffer.
+
+A weight that is not trained takes no gradient, and its layer keeps no input for one.
+"""
 
 import torch
 from megatron.core.tensor_parallel.layers import ColumnParallelLinear, RowParallelLinear
@@ -6,7 +9,7 @@ from megatron.core.tensor_parallel.layers import ColumnParallelLinear, RowParall
 from megatron_music.engine.kernels import product, weight_gradient
 
 
-class _Linear(torch.autograd.Function):
+class Product(torch.autograd.Function):
     """``x @ weight.T`` and megatron-core's communication around it.
 
     With ``sequence_parallel``, ``x`` is this process' share of the sequence, gathered before the product, and its
@@ -16,31 +19,35 @@ class _Linear(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x, weight, group, sequence_parallel: bool, sum_gradient: bool):
-        ctx.save_for_backward(x)
+        ctx.save_for_backward(*([x] if weight.requires_grad else []))
+        ctx.shape = x.shape
         ctx.weight, ctx.group, ctx.sequence_parallel, ctx.sum_gradient = weight, group, sequence_parallel, sum_gradient
         whole = _gather(x, group)[0] if sequence_parallel else x
         return _rows(product(_matrix(whole), weight.t()), whole)
 
     @staticmethod
     def backward(ctx, gradient):
-        (x,) = ctx.saved_tensors
-        weight = ctx.weight
-        whole, gathering = _gather(x, ctx.group, wait=False) if ctx.sequence_parallel else (x, None)
-        gradient = _matrix(gradient)
-        x_gradient = _rows(product(gradient, weight), whole)
+        weight, trained = ctx.weight, ctx.weight.requires_grad
+        whole, gathering = ctx.saved_tensors[0] if trained else None, None
+        if trained and ctx.sequence_parallel:
+            whole, gathering = _gather(whole, ctx.group, wait=False)
+        lengths, gradient = gradient, _matrix(gradient)
+        x_gradient = _rows(product(gradient, weight), lengths)
+        if gathering is not None:
+            gathering.wait()
         summing = None
         if ctx.sequence_parallel:
-            gathering.wait()
-            summed, x_gradient = x_gradient, torch.empty_like(x)
+            summed, x_gradient = x_gradient, x_gradient.new_empty(ctx.shape)
             summing = torch.distributed.reduce_scatter_tensor(x_gradient, summed, group=ctx.group, async_op=True)
         elif ctx.sum_gradient:
             summing = torch.distributed.all_reduce(x_gradient, group=ctx.group, async_op=True)
-        weight.main_grad.add_(weight_gradient(gradient, _matrix(whole)))
-        weight.grad_added_to_main_grad = True
+        if trained:
+            weight.main_grad.add_(weight_gradient(gradient, _matrix(whole)))
+            weight.grad_added_to_main_grad = True
         if summing is not None:
             summing.wait()
-        # The wrapper for data parallelism waits for a gradient of every weight; it does not read this one.
-        return x_gradient, torch.empty_like(weight), None, None, None
+        # The wrapper for data parallelism waits for a gradient of every trained weight; it does not read this one.
+        return x_gradient, torch.empty_like(weight) if trained else None, None, None, None
 
 
 def _matrix(x: torch.Tensor) -> torch.Tensor:
@@ -59,7 +66,7 @@ def _gather(x: torch.Tensor, group, wait: bool = True):
 
 class _OwnProduct:
     def _forward_impl(self, input, weight, **options):
-        return _Linear.apply(
+        return Product.apply(
             input, weight, options["tp_group"], options["sequence_parallel"], options["allreduce_dgrad"]
         )
 

@@ -13,6 +13,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron_music.engine.kernels import VocabularyCrossEntropy
 from megatron_music.engine.layers import local_block_spec
 from megatron_music.engine.linear import ColumnLinear
+from megatron_music.engine.lora import add_adapters
 from megatron_music.recipe.recipe import Recipe
 
 
@@ -96,7 +97,7 @@ def build_chunks(recipe: Recipe, config: TransformerConfig, vocabulary_size: int
         stage_index = stage if interleave else None
         chunk = Llama(
             config=config,
-            transformer_layer_spec=_block_spec(config, stage_index),
+            transformer_layer_spec=_block_spec(config, stage_index, recipe.lora is not None),
             vocab_size=vocabulary_size,
             max_sequence_length=recipe.network.position_limit,
             pre_process=parallel_state.is_pipeline_first_stage(ignore_virtual=False, vp_stage=stage_index),
@@ -106,14 +107,17 @@ def build_chunks(recipe: Recipe, config: TransformerConfig, vocabulary_size: int
             rotary_base=recipe.network.rope_base,
             vp_stage=stage_index,
         )
+        if recipe.lora is not None:
+            add_adapters(chunk, recipe)
         if torch.cuda.is_available():
             chunk.cuda(torch.cuda.current_device())
         chunks.append(Float16Module(config, chunk) if config.bf16 else chunk)
     return chunks
 
 
-def _block_spec(config: TransformerConfig, stage: int | None) -> TransformerBlockSubmodules:
-    if transformer_engine_present():
+def _block_spec(config: TransformerConfig, stage: int | None, is_adapted: bool) -> TransformerBlockSubmodules:
+    # Transformer Engine's layers fuse the norm with the matrix behind it, and hide what an adapter reads.
+    if transformer_engine_present() and not is_adapted:
         from megatron.core.models.gpt.gpt_layer_specs import get_gpt_decoder_block_spec
 
         return get_gpt_decoder_block_spec(config, use_transformer_engine=True, vp_stage=stage)

@@ -77,6 +77,21 @@ class Optimizer(Strict):
     clip_norm: float = Field(1.0, gt=0)
 
 
+class Lora(Strict):
+    """Low-rank adapters W + alpha / rank x B A on a network that stays as it is (https://arxiv.org/abs/2106.09685)."""
+
+    rank: int = Field(gt=0)
+    alpha: float = Field(gt=0)
+    dropout: float = Field(0.0, ge=0, lt=1, description="share of an adapter's input channels left out in training")
+    targets: list[Literal["attention", "mlp"]] = Field(["attention", "mlp"], min_length=1)
+    full_embeddings: bool = Field(False, description="train the embedding and output matrices as well, as they are")
+
+    @property
+    def scale(self) -> float:
+        """What the product of an adapter's matrices is multiplied by."""
+        return self.alpha / self.rank
+
+
 class LearningRate(Strict):
     """A learning rate over the tokens of one phase, from ``start`` to ``end``."""
 
@@ -159,6 +174,7 @@ class Recipe(Strict):
     network: Network
     layout: Layout = Layout()
     optimizer: Optimizer = Optimizer()
+    lora: Lora | None = Field(None, description="train adapters alone; `train --from` names the network below them")
     groups: dict[str, list[str]] = Field({}, description="names that ratios use for sets of sources, by patterns")
     phases: list[Phase] = Field(min_length=1)
     most_epochs: dict[str, Ratio] = Field({}, description="how often sources may repeat in the whole run; else freely")

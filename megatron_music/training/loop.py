@@ -68,7 +68,7 @@ class Trainer:
         try:
             for index in range(first_step, self.last_step):
                 step = step_at(self.spans, index)
-                loss_table = self.engine.forward_backward(loader.batches(step))
+                loss_table = self.engine.forward_backward(loader.batches(step), step=index)
                 report = StepReport(step, loss_table, self.engine.step(step.learning_rate))
                 for callback in self.callbacks:
                     callback.after_step(self, report)

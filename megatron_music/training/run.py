@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 from megatron_music.errors import InputError
 from megatron_music.files import write_json
 from megatron_music.recipe.recipe import Recipe
+from megatron_music.training.base import Base, base_below, holds_adapters
 from megatron_music.training.run_folder import RunFolder, has_optimizer, read_network, read_state
 from megatron_music.vocabulary.vocabulary import Vocabulary
 
@@ -22,7 +23,7 @@ def train(recipe: Recipe, processes: int | None = None, branch_from: Path | None
 
     Args:
         branch_from: checkpoint, of another run or imported, that a fresh run starts from: with its weights and, where
-            it has one, its optimizer state.
+            it has one, its optimizer state; or that a fresh run with `lora` trains adapters on.
 
     Raises:
         InputError: before any process starts, where recipe, corpus, layout or run folder do not fit.
@@ -68,6 +69,7 @@ def check(recipe: Recipe, processes: int, branch_from: Path | None = None) -> No
         free = {name: getattr(recipe.network, name) for name in ("position_limit", "init_std")}
         if read_network(branch_from).model_copy(update=free) != recipe.network:
             raise InputError(branch_from, "holds another network than the recipe's", "make `network` equal")
+    base_below(recipe, branch_from)
 
 
 def run_process(recipe: Recipe, branch_from: Path | None) -> None:
@@ -85,34 +87,38 @@ def run_process(recipe: Recipe, branch_from: Path | None) -> None:
     folder = RunFolder(recipe.run)
     if first:
         folder.path.mkdir(parents=True, exist_ok=True)
-        newest = [folder.open(recipe)]
+        found = [folder.open(recipe), base_below(recipe, branch_from)]
     else:
-        newest = [None]
-    torch.distributed.broadcast_object_list(newest, src=0)
+        found = [None, None]
+    torch.distributed.broadcast_object_list(found, src=0)
+    newest, base = found
     vocabulary = Vocabulary.load(recipe.vocabulary)
     engine = Engine(recipe, vocabulary.padded_size)
     first_step = 0
-    if newest[0] is not None:
-        checkpoint, state = newest[0]
+    if base is not None:
+        engine.load_base(base.checkpoint)
+    if newest is not None:
+        checkpoint, state = newest
         engine.load(checkpoint)
         first_step = state.step
     elif branch_from is not None:
-        engine.load(branch_from, with_optimizer=has_optimizer(branch_from))
+        if base is None or holds_adapters(branch_from):
+            engine.load(branch_from, with_optimizer=has_optimizer(branch_from))
         if first:
             write_json(folder.path / "origin.json", {"checkpoint": str(branch_from), **vars(read_state(branch_from))})
     log = MetricsLog(folder.metrics, folder.path / "tensorboard", first_step)
-    trainer = Trainer(recipe, vocabulary, engine, run_stream(recipe), _callbacks(recipe, folder, log))
+    trainer = Trainer(recipe, vocabulary, engine, run_stream(recipe), _callbacks(recipe, folder, log, base))
     if first_step >= trainer.last_step:
         log.say(f"{recipe.run} has done all of its {trainer.last_step} steps; nothing is left to train")
     elif first_step:
-        log.say(f"going on after step {first_step} of {trainer.last_step}, from {newest[0][0]}")
+        log.say(f"going on after step {first_step} of {trainer.last_step}, from {checkpoint}")
     trainer.run(first_step)
     log.close()
     torch.distributed.barrier()
     processes.leave()
 
 
-def _callbacks(recipe: Recipe, folder: RunFolder, log: "MetricsLog") -> list["Callback"]:
+def _callbacks(recipe: Recipe, folder: RunFolder, log: "MetricsLog", base: Base | None) -> list["Callback"]:
     """The callbacks that the recipe asks for, in the order in which they see a step."""
     from megatron_music.training.callbacks.checkpoints import CheckpointWriter
     from megatron_music.training.callbacks.invalid_tokens import InvalidTokenShare
@@ -126,7 +132,7 @@ def _callbacks(recipe: Recipe, folder: RunFolder, log: "MetricsLog") -> list["Ca
         callbacks.append(HeldOutLoss(log, watch.validation))
     if watch.invalid_tokens is not None:
         callbacks.append(InvalidTokenShare(log, watch.invalid_tokens))
-    return [*callbacks, CheckpointWriter(log, metrics, folder, recipe.checkpoints)]
+    return [*callbacks, CheckpointWriter(log, metrics, folder, recipe.checkpoints, base)]
 
 
 def _default_processes(recipe: Recipe) -> int:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from megatron_music.recipe.recipe import Checkpoints
+from megatron_music.training.base import Base
 from megatron_music.training.callbacks.metrics import MetricsLog, StepMetrics
 from megatron_music.training.loop import StepReport
 from megatron_music.training.run_folder import CheckpointState, RunFolder, write_state
@@ -15,10 +16,15 @@ if TYPE_CHECKING:
 
 
 class CheckpointWriter:
-    """Writes a checkpoint under another name and renames it once every process has finished."""
+    """Writes a checkpoint under another name and renames it once every process has finished.
 
-    def __init__(self, log: MetricsLog, metrics: StepMetrics, folder: RunFolder, options: Checkpoints):
-        self.log, self.metrics, self.folder, self.options = log, metrics, folder, options
+    One of adapters names the ``base`` that they are trained on.
+    """
+
+    def __init__(
+        self, log: MetricsLog, metrics: StepMetrics, folder: RunFolder, options: Checkpoints, base: Base | None
+    ):
+        self.log, self.metrics, self.folder, self.options, self.base = log, metrics, folder, options, base
 
     def at_start(self, trainer: "Trainer") -> None:
         """There is nothing to keep yet."""
@@ -39,6 +45,8 @@ class CheckpointWriter:
         if first:
             tokens = step.tokens_before + span.phase.step_tokens
             trainer.recipe.save(unfinished / "recipe.yaml")
+            if self.base is not None:
+                self.base.write(unfinished)
             write_state(unfinished, CheckpointState(done, tokens, span.phase.name, done == span.last_step))
             os.replace(unfinished, final)
             self.folder.remove_old(self.options.keep)
