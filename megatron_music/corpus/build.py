@@ -9,7 +9,6 @@ import shutil
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, astuple, dataclass, field, replace
-from functools import lru_cache
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from megatron_music.corpus.contents import ContentsWriter, read_contents
 from megatron_music.corpus.curation import leave_out_near_duplicates
 from megatron_music.corpus.indexed import IndexedSource, IndexedWriter, prefix_file
 from megatron_music.corpus.parallel import Workers, part_songs
-from megatron_music.corpus.shuffle import seeded_generator
+from megatron_music.corpus.song_documents import CODEC, TOKENIZER, VOCABULARY, document_context, song_documents
 from megatron_music.corpus.spec import BuildSpec, SourceSpec
 from megatron_music.corpus.workplace import workplace
 from megatron_music.documents.document import Document, DocumentContext
@@ -29,14 +28,9 @@ from megatron_music.documents.tasks import TASKS
 from megatron_music.errors import InputError
 from megatron_music.files import atomic_path, read_json
 from megatron_music.progress import track
-from megatron_music.songs.filters import check_song
 from megatron_music.songs.manifest import stream_rejects, write_rejects
-from megatron_music.songs.song import Reject, Rejected, Song
-from megatron_music.vocabulary.text import TextTokenizer
-from megatron_music.vocabulary.vocabulary import Vocabulary
+from megatron_music.songs.song import Reject, Song
 
-VOCABULARY, TOKENIZER, CODEC = "vocabulary.yaml", "tokenizer.model", "codec"
-"""Names, in a corpus folder, of what makes it self-contained."""
 REJECTS = "rejects.parquet"
 _WORK = ".build"
 
@@ -149,7 +143,7 @@ def _missing_parts(plan: BuildSpec, source: SourceSpec, out: Path, folder: Path,
 
 def build_part(part: Part) -> None:
     """Writes the documents of a part's songs as a small source of its own, its rejects in the sidecar."""
-    context = _context(part.corpus, part.codec, part.identity)
+    context = document_context(part.corpus, part.codec, part.identity)
     task = TASKS[part.source.task]
     songs = {song.id: song for song in part.songs if isinstance(song, Song)}
     tally = _Tally()
@@ -174,37 +168,12 @@ class _Tally:
 
 def _documents_of_part(part: Part, context: DocumentContext, tally: _Tally) -> Iterator[Document]:
     for song in part.songs:
-        made = song if isinstance(song, Reject) else _documents(song, part, context)
+        made = song if isinstance(song, Reject) else song_documents(song, part.source, part.seed, context)
         if isinstance(made, Reject):
             tally.rejects.append(astuple(replace(made, where=f"{part.source.name}: {made.where}")))
         else:
             tally.songs_used += 1
             yield from made
-
-
-def _documents(song: Song, part: Part, context: DocumentContext) -> list[Document] | Reject:
-    """The documents of one song; whatever is wrong with the song ends here."""
-    source = part.source
-    random = seeded_generator("documents", part.seed, source.name, song.id)
-    try:
-        check_song(song, source.filters, context.codes)
-        documents = TASKS[source.task].documents(song, context, random, source.options)
-        if not documents:
-            raise Rejected("no_document", f"{source.task} finds nothing in the song to make a document of")
-        return documents
-    except Rejected as rejected:
-        return rejected.reject(song.id, source.manifest)
-    except InputError as error:  # the options are at fault, whatever the song
-        raise InputError(f"sources.{source.name}: {error.where}", error.what, error.mend) from None
-    except Exception as error:  # one song that nobody foresaw must not stop a run of a week
-        return Reject(song.id, "unexpected", f"{type(error).__name__}: {error}", str(source.manifest))
-
-
-@lru_cache(maxsize=1)
-def _context(corpus: Path, codec: str, identity: str) -> DocumentContext:
-    """What documents are written with, loaded once a worker; ``identity`` tells one build of a folder from the next."""
-    vocabulary = Vocabulary.load(corpus / VOCABULARY)
-    return DocumentContext(vocabulary, TextTokenizer(corpus / TOKENIZER, vocabulary), vocabulary.codec(codec))
 
 
 def _join_parts(plan: BuildSpec, source: SourceSpec, out: Path, prefixes: Sequence[Path]) -> None:

@@ -1,13 +1,15 @@
 """The stage of a build that leaves near-duplicates out, before any source is built.
 
-All songs of all manifests of the spec are compared, but training songs that no source's filters let pass: such a song
-is never kept in another's place. Held-out songs come first, then songs with more of ``prefer``, then those further up
-in the spec's manifests; a song is left out if it is near one that is kept. So no two songs of the corpus are near each
-other, and none of the training songs is near a held-out one. Songs of one id in two manifests are one song and never
-left out for each other. What is near is estimated: pairs about the threshold may fall to either side.
+All songs of all manifests of the spec are compared, but training songs that no source can make a document of: such a
+song is never kept in another's place. Held-out songs come first, then those that more sources can use (the upload with
+lyrics before the one without), then those with more of ``prefer``, then those further up in the spec's manifests; a
+song is left out if it is near one that is kept. So no two songs of the corpus are near each other, and none of the
+training songs is near a held-out one. Songs of one id in two manifests are one song and never left out for each other.
+What is near is estimated: pairs about the threshold may fall to either side.
 
 ``OUT/near_duplicates.parquet`` names every song that is left out, with the song that is kept for it and their
 similarity. Signatures are computed in parts that are whole or absent; a table whose inputs have not changed is kept.
+The stage costs about as much time as building all sources, since it asks each of them what it can use.
 """
 
 import math
@@ -23,6 +25,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from megatron_music import __version__
 from megatron_music.corpus import fingerprint
 from megatron_music.corpus.duplicates import (
     NearDuplicateOptions,
@@ -34,15 +37,14 @@ from megatron_music.corpus.duplicates import (
     typical_similarity,
 )
 from megatron_music.corpus.parallel import Workers, part_songs
-from megatron_music.corpus.spec import BuildSpec, HeldOut, LeftOut
+from megatron_music.corpus.song_documents import document_context, song_documents
+from megatron_music.corpus.spec import BuildSpec, HeldOut, LeftOut, SourceSpec
+from megatron_music.documents.document import DocumentContext
 from megatron_music.errors import InputError
 from megatron_music.files import atomic_path
 from megatron_music.progress import track
-from megatron_music.songs.codes import load_codes
-from megatron_music.songs.filters import SongFilters, check_song
 from megatron_music.songs.manifest import manifest_field, read_manifest
-from megatron_music.songs.song import Rejected, Song
-from megatron_music.vocabulary.vocabulary import CodecRange
+from megatron_music.songs.song import Reject, Rejected, Song
 
 TABLE = "near_duplicates.parquet"
 SCHEMA = pa.schema(
@@ -61,6 +63,7 @@ _PART_SCHEMA = pa.schema(
         ("id", pa.string()),
         ("manifest", pa.int32()),
         ("held_out", pa.bool_()),
+        ("uses", pa.int32()),
         ("preference", pa.float64()),
         ("signature", pa.binary()),
     ]
@@ -72,11 +75,14 @@ class _Part:
     """Songs of one manifest, and what a worker needs to sign them."""
 
     path: Path
+    corpus: Path
     manifest: int
     songs: tuple[Song, ...]
-    filters: tuple[SongFilters, ...]
+    sources: tuple[SourceSpec, ...]
     held_out: HeldOut
-    codec: CodecRange
+    codec: str
+    seed: int
+    identity: str
     options: NearDuplicateOptions
 
 
@@ -92,7 +98,7 @@ def leave_out_near_duplicates(plan: BuildSpec, out: Path, work: Path, workers: W
     if not _is_current(out / TABLE, inputs):
         folder = work / f"near_duplicates-{inputs}.parts"
         folder.mkdir(parents=True, exist_ok=True)
-        for _ in track(workers.map(_sign_part, _missing_parts(plan, folder)), "signing songs"):
+        for _ in track(workers.map(_sign_part, _missing_parts(plan, out, folder)), "signing songs"):
             pass
         _write_table(out / TABLE, _choose(plan, folder), inputs)
         shutil.rmtree(folder)
@@ -102,9 +108,14 @@ def leave_out_near_duplicates(plan: BuildSpec, out: Path, work: Path, workers: W
 def _fingerprint(plan: BuildSpec) -> str:
     """Of all that decides which songs are left out."""
     manifests = [[str(path), survey.content, survey.files] for path, survey in plan.surveys.items()]
-    filters = [[str(source.manifest), source.split, source.filters.model_dump(mode="json")] for source in plan.sources]
+    sources = [
+        [source.name, str(source.manifest), source.task, source.split]
+        + [some.model_dump(mode="json") for some in (source.filters, source.options)]
+        for source in plan.sources
+    ]
     options = plan.near_duplicates.model_dump(mode="json")
-    return fingerprint.of_value([plan.identity(), astuple(plan.held_out), manifests, filters, options])
+    inputs = [plan.identity(), astuple(plan.held_out), manifests, sources, options, __version__]
+    return fingerprint.of_value(inputs)
 
 
 def _is_current(path: Path, inputs: str) -> bool:
@@ -114,61 +125,48 @@ def _is_current(path: Path, inputs: str) -> bool:
         return False
 
 
-def _parts(plan: BuildSpec, folder: Path) -> Iterator[_Part]:
-    """All songs in the order of the spec's manifests."""
-    codec = plan.vocabulary.codec(plan.codec)
-    number = 0
+def _missing_parts(plan: BuildSpec, out: Path, folder: Path) -> Iterator[_Part]:
+    """The parts that no earlier run has finished, of all songs in the order of the spec's manifests."""
+    options, number = plan.near_duplicates, 0
     for index, manifest in enumerate(plan.surveys):
-        filters = tuple(
-            source.filters for source in plan.sources if source.manifest == manifest and source.split == "train"
-        )
+        sources = tuple(source for source in plan.sources if source.manifest == manifest)
         songs = (song for song in read_manifest(manifest) if isinstance(song, Song))
         while some := tuple(islice(songs, part_songs(sum(plan.surveys[manifest].songs.values())))):
             path = folder / f"{number:06d}.parquet"
-            yield _Part(path, index, some, filters, plan.held_out, codec, plan.near_duplicates)
+            if not path.is_file():
+                yield _Part(path, out, index, some, sources, plan.held_out, plan.codec, plan.seed, folder.name, options)
             number += 1
-
-
-def _missing_parts(plan: BuildSpec, folder: Path) -> Iterator[_Part]:
-    return (part for part in _parts(plan, folder) if not part.path.is_file())
 
 
 def _sign_part(part: _Part) -> None:
     """Writes a row for every song of the part that is to be compared."""
-    rows = [row for song in part.songs if (row := _signed(song, part)) is not None]
+    context = document_context(part.corpus, part.codec, part.identity)
+    rows = [row for song in part.songs if (row := _signed(song, part, context)) is not None]
     with atomic_path(part.path) as temporary:
         pq.write_table(pa.Table.from_pylist(rows, schema=_PART_SCHEMA), temporary)
 
 
-def _signed(song: Song, part: _Part) -> dict[str, Any] | None:
-    """The row of a song; None where it has no codes to compare or is rejected by the filters of all its sources."""
-    options = part.options
-    held_out = part.held_out.split(song.id) == "held_out"
+def _signed(song: Song, part: _Part, context: DocumentContext) -> dict[str, Any] | None:
+    """The row of a song; None where it has no codes to compare or is a training song that no source can use."""
+    options, split = part.options, part.held_out.split(song.id)
     try:
-        if options.track not in song.codes:
-            return None
-        if not held_out and not any(_passes(song, filters, part) for filters in part.filters):
-            return None
-        ngrams_U = distinct_ngrams(load_codes(song, options.track, part.codec)[0], options.ngram)
+        ngrams_U = distinct_ngrams(context.codes(song, options.track)[0], options.ngram)
     except Rejected:
         return None
     if len(ngrams_U) < options.min_ngrams:
         return None
+    of_split = [source for source in part.sources if source.split == split]
+    uses = sum(not isinstance(song_documents(song, source, part.seed, context), Reject) for source in of_split)
+    if not uses and split == "train":
+        return None
     return {
         "id": song.id,
         "manifest": part.manifest,
-        "held_out": held_out,
+        "held_out": split == "held_out",
+        "uses": uses,
         "preference": _preference(song, options.prefer),
         "signature": signature(ngrams_U, options.permutations).tobytes(),
     }
-
-
-def _passes(song: Song, filters: SongFilters, part: _Part) -> bool:
-    try:
-        check_song(song, filters, lambda of, name: load_codes(of, name, part.codec))
-    except Rejected:
-        return False
-    return True
 
 
 def _preference(song: Song, field: str | None) -> float:
@@ -196,7 +194,7 @@ def _choose(plan: BuildSpec, folder: Path) -> list[tuple]:
             tables.append(table.drop_columns(["signature"]))
         songs = pa.concat_tables(tables).combine_chunks()
         held_out_N = songs["held_out"].to_numpy()
-        order_N = np.lexsort((-songs["preference"].to_numpy(), ~held_out_N))
+        order_N = np.lexsort((-songs["preference"].to_numpy(), -songs["uses"].to_numpy(), ~held_out_N))
         signatures.reorder(order_N)
         _check_typical(plan, signatures)
         pairs = near_pairs(signatures, options.similarity)

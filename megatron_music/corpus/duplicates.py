@@ -45,7 +45,8 @@ class NearDuplicateOptions(Strict):
         track: the track that is compared; songs that do not name it are not compared.
         permutations: P, which costs 2 bytes of disk a song each, and time.
         min_ngrams: tracks with fewer distinct n-grams, mostly silent ones, are not compared.
-        prefer: a field of the manifest that holds numbers: the song with the largest is kept, not the first.
+        prefer: a field of the manifest that holds numbers: of songs that as many sources can use, the one with the
+            largest number is kept, not the first.
     """
 
     similarity: float = Field(0.1, gt=0, le=1)

@@ -97,8 +97,11 @@ def _load_npy(path: Path) -> np.ndarray:
         raise Rejected("codes_missing", f"{path} does not exist") from None
     except Exception as error:  # a corrupt header can make numpy raise almost anything
         raise Rejected("codes_unreadable", f"{path} is not a whole .npy file ({error})") from None
-    if not isinstance(codes_KT, np.ndarray):
+    if not isinstance(codes_KT, np.memmap):
         raise Rejected("codes_unreadable", f"{path} is an archive of arrays, not one .npy array")
+    promised, found = codes_KT.offset + codes_KT.nbytes, path.stat().st_size
+    if found != promised:  # more than the header promises: a damaged header, behind which every code would be another
+        raise Rejected("codes_unreadable", f"{path} has {found} bytes where its header promises {promised}", found)
     return codes_KT
 
 

@@ -85,11 +85,12 @@ class Song:
 class Rejected(Exception):
     """Raised while one song is used, by what finds that it can't be: the song is left out and the run goes on.
 
-    ``value`` is what the rule measured or found (``7`` lines, ``de``), where it is one number or word.
+    ``value`` is what the rule measured or found (``7`` lines, ``de``), where it is one number or word. Both become one
+    line that every file can hold.
     """
 
     def __init__(self, rule: str, detail: str, value: object = ""):
-        self.rule, self.detail, self.value = rule, " ".join(detail.split()), str(value)
+        self.rule, self.detail, self.value = rule, _one_line(detail), _one_line(str(value))
         super().__init__(f"{rule}: {self.detail}")
 
     def __reduce__(self) -> tuple:
@@ -98,6 +99,11 @@ class Rejected(Exception):
     def reject(self, id: str, where: object) -> "Reject":
         """What is written down of the song ``id`` that stands at ``where``."""
         return Reject(id, self.rule, self.detail, str(where), self.value)
+
+
+def _one_line(text: str) -> str:
+    """A text without line breaks; half a surrogate pair, which JSON can spell but UTF-8 can't, as its escape."""
+    return " ".join(text.split()).encode("utf-8", errors="backslashreplace").decode("utf-8")
 
 
 @dataclass(frozen=True)

@@ -119,7 +119,7 @@ build.build_corpus(spec, out, processes=2 if moment == "among" else 1)
 @pytest.mark.parametrize(
     "step,moment,calls",
     [
-        ("_documents", "before", 13),
+        ("song_documents", "before", 13),
         ("build_part", "after", 4),
         ("_missing_parts", "among", 2),
         ("write_rejects", "after", 1),

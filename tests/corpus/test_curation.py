@@ -281,3 +281,21 @@ def test_a_track_that_no_song_has_is_an_error(workspace):
     spec = write_spec(workspace, near_duplicates=NEAR, sources={"cot": SOURCES["cot"]})
     with pytest.raises(InputError, match="near_duplicates.track: no song has codes of its mix to compare"):
         build_corpus(spec, workspace / "corpus", processes=1)
+
+
+def test_the_upload_that_more_sources_can_use_is_kept(with_copies):
+    lines = [song_line(number) for number in range(25)]
+    lines[3]["splitted_lyrics"] = {}  # of the three uploads of one song, the first has no lyrics
+    lines[7]["audio_length_in_sec"] = 19  # and here no source can use the first
+    write_lines(with_copies, lines)
+    sources = {name: SOURCES[name] for name in ("cot", "mix")}
+    spec = write_spec(with_copies, near_duplicates=NEAR, sources=sources)
+    build_corpus(spec, with_copies / "corpus", processes=1)
+    assert {id: kept for id, (_, kept) in table(with_copies / "corpus").items()} == {
+        "song-003": "song-020",
+        "song-021": "song-020",
+        "song-023": "song-011",
+    }
+    assert "song-022" in used(with_copies / "corpus", "cot") and rules(with_copies / "corpus", "cot")["song-007"] == (
+        "code_rate"
+    )
