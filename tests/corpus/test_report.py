@@ -12,8 +12,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import soundfile
+from typer.testing import CliRunner
 
 from megatron_music.audio.embedded import EmbeddedCodec
+from megatron_music.cli import app
 from megatron_music.corpus import report
 from megatron_music.corpus.contents import SCHEMA, contents_in_batches, read_contents, read_songs_of_document
 from megatron_music.corpus.curation import SCHEMA as NEAR_DUPLICATES_SCHEMA
@@ -86,7 +88,7 @@ class Page(HTMLParser):
 
 @pytest.fixture(scope="module")
 def page(sung_corpus, tmp_path_factory) -> Page:
-    return Page(write_report(sung_corpus, tmp_path_factory.mktemp("report") / "page.html", documents=8))
+    return Page(write_report(sung_corpus, tmp_path_factory.mktemp("report") / "page.html", documents=8, audio=False))
 
 
 def number(text: str) -> int:
@@ -173,7 +175,7 @@ def test_lyrics_and_names_from_the_web_stay_text(page):
     whole = page.text
     assert "<script>alert" not in whole and "<img" not in whole and "<b>bold" not in whole
     assert page.tags.count("script") == 1 and page.handlers == []
-    assert all(address.startswith(("data:", "#")) for address in page.addresses)
+    assert all(address.startswith("#") for address in page.addresses)
     assert "la la" in readings
 
 
@@ -188,6 +190,7 @@ def test_an_evil_song_is_read_as_it_is_written(sung_corpus, tmp_path):
 def test_the_sound_is_that_of_the_documents_codes(sung_corpus, tmp_path, monkeypatch):
     monkeypatch.setattr(report, "LISTEN_SECONDS", 9.0)
     page = Page(write_report(sung_corpus, tmp_path / "page.html", documents=10_000))
+    assert page.tags.count("audio") > 30 and all(address.startswith(("data:", "#")) for address in page.addresses)
     codec = EmbeddedCodec.load(sung_corpus / "codec")
     codec_range = Vocabulary.load(sung_corpus / "vocabulary.yaml").codec()
     songs = {song.id: song for song in read_manifest(sung_corpus.parent / "codes" / "manifest.jsonl")}
@@ -285,6 +288,16 @@ def test_what_can_not_be_shown_ends_in_one_line(sung_corpus, partial, tmp_path):
     with pytest.raises(InputError, match="names document 4 of 4; build the source again"):
         write_report(partial)
     assert not (partial / "report.html").exists()
+
+
+def test_the_verb_writes_the_page_beside_the_corpus_or_where_it_is_told(partial, tmp_path):
+    silent = CliRunner().invoke(app, ["report", str(partial), "--no-audio", "--documents", "2", "--seed", "3"])
+    assert (silent.exit_code, silent.output.split()) == (0, [str(partial / "report.html")])
+    assert (partial / "report.html").read_bytes() == write_report(
+        partial, tmp_path / "same.html", documents=2, seed=3, audio=False
+    ).read_bytes()
+    told = CliRunner().invoke(app, ["report", str(partial), "--out", str(tmp_path / "new" / "page.html")])
+    assert told.exit_code == 0 and (tmp_path / "new" / "page.html").is_file()
 
 
 def test_near_duplicates_are_counted_by_the_song_that_is_kept(partial):
