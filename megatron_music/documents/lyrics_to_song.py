@@ -2,8 +2,10 @@
 
 ``{instruction}\\n[Genre] {tags}\\n{all segments' texts joined by \\n}``, then for each segment ``[start_of_segment]``,
 its text, ``<SOA><codec>`` v1 a1 v2 a2 ... ``<EOA>`` and ``[end_of_segment]``, then ``<EOD>``: id for id what YuE's
-released preprocessor writes. Each of these texts is encoded on its own. A song without a usable segment is rejected,
-where the released preprocessor writes a document of the header alone.
+released preprocessor writes. Each of these texts is encoded on its own. Where it differs: a song without a usable
+segment is rejected, the released preprocessor writes a document of the header alone; a song with a segment that has no
+text or no span (``songs/manifest.py``) is rejected, the released one leaves the segment out; a segment's ``duration`` is
+not read, the released one leaves out a segment without it.
 """
 
 from collections.abc import Iterator
