@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import yaml
 
 from megatron_music.songs.manifest import read_rejects
@@ -57,3 +58,26 @@ def rules(corpus: Path, source: str) -> dict[str, str]:
     """Rule by song id (or by line, where there is none) of a source's rejects."""
     rejects = [reject for reject in read_rejects(corpus / "rejects.parquet") if reject.where.startswith(f"{source}: ")]
     return {reject.id or reject.where.rpartition(": ")[2]: reject.rule for reject in rejects}
+
+
+def write_copy(folder: Path, number: int, of: int, damage: float = 0.0, drop: int = 0) -> dict:
+    """A song whose codes are another's, with this share of the codes changed and so many first frames missing."""
+    random = np.random.default_rng(number)
+    for track in ("mix", "vocals", "accompaniment"):
+        codes_KT = np.load(folder / f"{of}.{track}.npy")
+        codes_KT = np.where(random.random(FRAMES) < damage, random.integers(0, 256, codes_KT.shape), codes_KT)
+        np.save(folder / f"{number}.{track}.npy", np.roll(codes_KT, -drop, axis=1).astype(np.int16))
+    return song_line(number)
+
+
+def add_copies(folder: Path) -> None:
+    """Adds to 20 songs some like them: a copy, two re-encodings, a shifted song, one that has little left."""
+    songs = folder / "songs"
+    copies = [
+        write_copy(songs, 20, of=3),
+        write_copy(songs, 21, of=3, damage=0.1),
+        write_copy(songs, 22, of=7, damage=0.15),
+        write_copy(songs, 23, of=11, drop=15),
+        write_copy(songs, 24, of=12, damage=0.7),
+    ]
+    write_lines(folder, [*(song_line(number) for number in range(20)), *copies])

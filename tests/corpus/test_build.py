@@ -4,9 +4,6 @@ import hashlib
 import json
 import os
 import shutil
-import signal
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -84,57 +81,6 @@ def test_a_songs_document_does_not_depend_on_its_neighbours(workspace):
     whole, part = IndexedSource(workspace / "all" / "icl"), IndexedSource(workspace / "two" / "icl")
     for ours, theirs in ((0, 17), (1, 4)):
         np.testing.assert_array_equal(part.document(ours)[0], whole.document(theirs)[0])
-
-
-KILLED_BUILD = """
-import itertools, os, signal, sys
-from megatron_music.corpus import build
-
-spec, out, step, moment, calls = sys.argv[1:]
-original, count = getattr(build, step), itertools.count()
-
-
-def killing(*arguments):
-    number = next(count)
-    if (moment, number) == ("before", int(calls)):
-        os.kill(os.getpid(), signal.SIGKILL)
-    result = original(*arguments)
-    if (moment, number) == ("after", int(calls)):
-        os.kill(os.getpid(), signal.SIGKILL)
-    return result
-
-
-def killing_among_items(*arguments):
-    for number, item in enumerate(original(*arguments)):
-        if number == int(calls):
-            os.kill(os.getpid(), signal.SIGKILL)
-        yield item
-
-
-setattr(build, step, killing_among_items if moment == "among" else killing)
-build.build_corpus(spec, out, processes=2 if moment == "among" else 1)
-"""
-
-
-@pytest.mark.parametrize(
-    "step,moment,calls",
-    [
-        ("song_documents", "before", 13),
-        ("build_part", "after", 4),
-        ("_missing_parts", "among", 2),
-        ("write_rejects", "after", 1),
-        ("_join_parts", "after", 0),
-    ],
-)
-def test_a_killed_build_started_again_gives_identical_bytes(workspace, step, moment, calls):
-    build_corpus(workspace / "spec.yaml", workspace / "straight", processes=1)
-    spec, out = workspace / "spec.yaml", workspace / "killed"
-    killed = subprocess.run([sys.executable, "-c", KILLED_BUILD, spec, out, step, moment, str(calls)])
-    assert killed.returncode == -signal.SIGKILL
-    assert not (out / "residual.json").exists()
-    build_corpus(spec, out, processes=1)
-    assert contents(out) == contents(workspace / "straight")
-    assert {path.name for path in (out / ".build").iterdir()} == {f"{name}.rejects.parquet" for name in SOURCES}
 
 
 def test_finished_sources_are_kept_and_outdated_ones_are_built_again(workspace):

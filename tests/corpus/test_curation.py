@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from building import FRAMES, SOURCES, contents, rules, song_line, write_lines, write_spec
+from building import FRAMES, SOURCES, add_copies, contents, rules, song_line, write_copy, write_lines, write_spec
 
 from megatron_music.corpus.build import build_corpus
 from megatron_music.corpus.contents import read_contents
@@ -17,16 +17,6 @@ from megatron_music.songs.manifest import read_rejects
 
 NEAR = {"similarity": 0.2}
 TRAIN_AND_TEST = {"train": SOURCES["cot"], "test": SOURCES["cot"] | {"split": "held_out"}}
-
-
-def write_copy(folder: Path, number: int, of: int, damage: float = 0.0, drop: int = 0) -> dict:
-    """A song whose codes are another's, with this share of the codes changed and so many first frames missing."""
-    random = np.random.default_rng(number)
-    for track in ("mix", "vocals", "accompaniment"):
-        codes_KT = np.load(folder / f"{of}.{track}.npy")
-        codes_KT = np.where(random.random(FRAMES) < damage, random.integers(0, 256, codes_KT.shape), codes_KT)
-        np.save(folder / f"{number}.{track}.npy", np.roll(codes_KT, -drop, axis=1).astype(np.int16))
-    return song_line(number)
 
 
 def ngrams(folder: Path, number: int) -> set[tuple[int, ...]]:
@@ -46,16 +36,7 @@ def table(corpus: Path) -> dict[str, tuple[str, str]]:
 
 @pytest.fixture
 def with_copies(workspace) -> Path:
-    """20 songs and, behind them, some like them: a copy, two re-encodings, a shifted song, one that has little left."""
-    folder = workspace / "songs"
-    copies = [
-        write_copy(folder, 20, of=3),
-        write_copy(folder, 21, of=3, damage=0.1),
-        write_copy(folder, 22, of=7, damage=0.15),
-        write_copy(folder, 23, of=11, drop=15),
-        write_copy(folder, 24, of=12, damage=0.7),
-    ]
-    write_lines(workspace, [*(song_line(number) for number in range(20)), *copies])
+    add_copies(workspace)
     return workspace
 
 
