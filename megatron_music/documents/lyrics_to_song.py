@@ -4,8 +4,8 @@
 its text, ``<SOA><codec>`` v1 a1 v2 a2 ... ``<EOA>`` and ``[end_of_segment]``, then ``<EOD>``: id for id what YuE's
 released preprocessor writes. Each of these texts is encoded on its own. Where it differs: a song without a usable
 segment is rejected, the released preprocessor writes a document of the header alone; a song with a segment that has no
-text or no span (``songs/manifest.py``) is rejected, the released one leaves the segment out; the field ``duration`` of a
-segment is not read, the released one leaves out a segment without it.
+text or no span (``songs/manifest.py``) is rejected, the released one leaves the segment out; a segment may lack
+``duration``, the released one then leaves it out.
 """
 
 from collections.abc import Iterator
