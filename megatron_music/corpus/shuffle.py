@@ -13,6 +13,7 @@ from typing import TypeVar
 import numpy as np
 
 V = TypeVar("V")
+_SCAN_DOCUMENTS = 1 << 13
 
 
 def seeded_bits(count: int, *key: int | str) -> np.ndarray:
@@ -84,10 +85,8 @@ class EpochOrder:
         while math.gcd(multiplier, self._count) != 1:
             multiplier = (multiplier + 1) % self._count
         self._multiplier = multiplier
-        # The products stay within int64: a block is small.
-        self._steps = np.arange(min(block_documents, self._count), dtype=np.int64) * multiplier % self._count
-        tokens = [self._block_tokens(block) for block in range(-(-self._count // block_documents))]
-        self._ends = np.cumsum(tokens, dtype=np.int64)
+        self._inverse = pow(multiplier, -1, self._count)
+        self._ends = np.cumsum(self._tokens_of_blocks())
         self._blocks: Recent[tuple[np.ndarray, np.ndarray]] = Recent(2)
 
     def from_token(self, position: int) -> tuple[int, int, int]:
@@ -103,7 +102,7 @@ class EpochOrder:
         """The token position of the epoch at which a document begins: the other way round from ``from_token``."""
         if not 0 <= document < self._count:
             raise IndexError(f"there are {self._count} documents, {document} is not one of them")
-        spread = (document - self._shift) * pow(self._multiplier, -1, self._count) % self._count
+        spread = (document - self._shift) * self._inverse % self._count
         block, item = divmod(spread, self._size)
         members = self._members(block)
         earlier = members[seeded_earlier(len(members), item, *self._key, block)]
@@ -114,16 +113,28 @@ class EpochOrder:
         """All documents in their order, int64 (documents,); for tests, at 8 bytes a document."""
         return np.concatenate([self._load(block)[0] for block in range(len(self._ends))])
 
-    def _members(self, block: int) -> np.ndarray:
-        """Documents of a block, in the affine map's order: an addition each, where the map itself takes a division."""
-        first = block * self._size
-        start = (first * self._multiplier + self._shift) % self._count
-        members = self._steps[: self._count - first] + start
-        np.subtract(members, self._count, out=members, where=members >= self._count)
-        return members
+    def _tokens_of_blocks(self) -> np.ndarray:
+        """Tokens of every block, int64 (blocks,), from one pass over the lengths as they lie in the index.
 
-    def _block_tokens(self, block: int) -> int:
-        return int(self._lengths.take(self._members(block)).sum(dtype=np.int64))
+        The map turned round says which block a document is in. (Block by block, each would gather its documents from
+        all over the index, and a large one is then paged in many times.)
+        """
+        tokens = np.zeros(-(-self._count // self._size), np.int64)
+        steps = np.arange(min(_SCAN_DOCUMENTS, self._count), dtype=np.int64) * self._inverse % self._count
+        for first in range(0, self._count, _SCAN_DOCUMENTS):
+            lengths = self._lengths[first : first + _SCAN_DOCUMENTS]
+            # The place of each document in the map's order; an addition, where the map itself takes a division.
+            places = steps[: len(lengths)] + (first - self._shift) * self._inverse % self._count
+            np.subtract(places, self._count, out=places, where=places >= self._count)
+            # Sums of float64 are exact here: far below 2 ** 53.
+            tokens += np.bincount(places // self._size, lengths, len(tokens)).astype(np.int64)
+        return tokens
+
+    def _members(self, block: int) -> np.ndarray:
+        """Documents of a block, in the affine map's order."""
+        first, last = block * self._size, min((block + 1) * self._size, self._count)
+        # Below 3 billion documents the product stays within int64.
+        return (np.arange(first, last, dtype=np.int64) * self._multiplier + self._shift) % self._count
 
     def _load(self, block: int) -> tuple[np.ndarray, np.ndarray]:
         """Documents of a block in order, and the token position within the block at which each ends."""
