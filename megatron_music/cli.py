@@ -164,9 +164,18 @@ def encode(
     )
 
 
-@app.command(epilog="Example: megatron-music build examples/corpus.yaml runs/corpus")
+@app.command(
+    epilog="Example: megatron-music build examples/corpus.yaml runs/corpus. All fields of a spec: docs/corpus.md, or "
+    "`python -m pydoc megatron_music.corpus.spec`, megatron_music.songs.filters and megatron_music.corpus.duplicates."
+)
 def build(
-    spec: Annotated[Path, typer.Argument(help="Build spec: vocabulary, tokenizer and sources.")],
+    spec: Annotated[
+        Path,
+        typer.Argument(
+            help="Build spec (YAML): vocabulary, tokenizer, sources with their tasks and filters, held_out, "
+            "held_out_share, near_duplicates."
+        ),
+    ],
     out: Annotated[Path, typer.Argument(help="Corpus folder.")],
     processes: Processes = None,
 ) -> None:
