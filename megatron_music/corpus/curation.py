@@ -1,11 +1,12 @@
 """The stage of a build that leaves near-duplicates out, before any source is built.
 
 All songs of all manifests of the spec are compared, but training songs that no source can make a document of: such a
-song is never kept in another's place. Held-out songs come first, then those that more sources can use (the upload with
-lyrics before the one without), then those with more of ``prefer``, then those further up in the spec's manifests; a
-song is left out if it is near one that is kept. So no two songs of the corpus are near each other, and none of the
-training songs is near a held-out one. Songs of one id in two manifests are one song and never left out for each other.
-What is near is estimated: pairs about the threshold may fall to either side.
+song is never kept in another's place. Songs that have opted out come first, so that their copies go with them; then
+held-out songs, then those that more sources can use (the upload with lyrics before the one without), then those with
+more of ``prefer``, then those further up in the spec's manifests. A song is left out if it is near one that is kept. So
+no two songs of the corpus are near each other, and none of the training songs is near a held-out one. Songs of one id
+in two manifests are one song and never left out for each other. What is near is estimated: pairs about the threshold
+may fall to either side.
 
 ``OUT/near_duplicates.parquet`` names every song that is left out, with the song that is kept for it and their
 similarity. Signatures are computed in parts that are whole or absent; a table whose inputs have not changed is kept.
@@ -62,6 +63,7 @@ _PART_SCHEMA = pa.schema(
     [
         ("id", pa.string()),
         ("manifest", pa.int32()),
+        ("opted_out", pa.bool_()),
         ("held_out", pa.bool_()),
         ("uses", pa.int32()),
         ("preference", pa.float64()),
@@ -80,6 +82,7 @@ class _Part:
     songs: tuple[Song, ...]
     sources: tuple[SourceSpec, ...]
     held_out: HeldOut
+    opted_out: frozenset[str]
     codec: str
     seed: int
     identity: str
@@ -107,7 +110,7 @@ def leave_out_near_duplicates(plan: BuildSpec, out: Path, work: Path, workers: W
 
 def _fingerprint(plan: BuildSpec) -> str:
     """Of all that decides which songs are left out."""
-    manifests = [[str(path), survey.content, survey.files] for path, survey in plan.surveys.items()]
+    manifests = [[str(path), survey.content, survey.files, survey.opted_out] for path, survey in plan.surveys.items()]
     sources = [
         [source.name, str(source.manifest), source.task, source.split]
         + [some.model_dump(mode="json") for some in (source.filters, source.options)]
@@ -134,7 +137,20 @@ def _missing_parts(plan: BuildSpec, out: Path, folder: Path) -> Iterator[_Part]:
         while some := tuple(islice(songs, part_songs(sum(plan.surveys[manifest].songs.values())))):
             path = folder / f"{number:06d}.parquet"
             if not path.is_file():
-                yield _Part(path, out, index, some, sources, plan.held_out, plan.codec, plan.seed, folder.name, options)
+                opted_out = frozenset(song.id for song in some if plan.opt_out.line_for(song.id))
+                yield _Part(
+                    path,
+                    out,
+                    index,
+                    some,
+                    sources,
+                    plan.held_out,
+                    opted_out,
+                    plan.codec,
+                    plan.seed,
+                    folder.name,
+                    options,
+                )
             number += 1
 
 
@@ -157,11 +173,13 @@ def _signed(song: Song, part: _Part, context: DocumentContext) -> dict[str, Any]
         return None
     of_split = [source for source in part.sources if source.split == split]
     uses = sum(not isinstance(song_documents(song, source, part.seed, context), Reject) for source in of_split)
-    if not uses and split == "train":
+    opted_out = song.id in part.opted_out
+    if not uses and split == "train" and not opted_out:
         return None
     return {
         "id": song.id,
         "manifest": part.manifest,
+        "opted_out": opted_out,
         "held_out": split == "held_out",
         "uses": uses,
         "preference": _preference(song, options.prefer),
@@ -193,20 +211,22 @@ def _choose(plan: BuildSpec, folder: Path) -> list[tuple]:
             signatures.append(np.frombuffer(b"".join(column), "<u2").reshape(len(column), options.permutations))
             tables.append(table.drop_columns(["signature"]))
         songs = pa.concat_tables(tables).combine_chunks()
-        held_out_N = songs["held_out"].to_numpy()
-        order_N = np.lexsort((-songs["preference"].to_numpy(), -songs["uses"].to_numpy(), ~held_out_N))
+        opted_out_N, held_out_N = (songs[name].to_numpy() for name in ("opted_out", "held_out"))
+        order_N = np.lexsort((-songs["preference"].to_numpy(), -songs["uses"].to_numpy(), ~held_out_N, ~opted_out_N))
         signatures.reorder(order_N)
         _check_typical(plan, signatures)
         pairs = near_pairs(signatures, options.similarity)
     ids = songs["id"].take(pa.array(order_N)).chunk(0)
-    left_out = greedy_choice(pairs, lambda first, second: ids[first] != ids[second])
+    opted_out_N, held_out_N = opted_out_N[order_N], held_out_N[order_N]
+    # One that has opted out is left out anyway, and must stay to be compared with.
+    left_out = greedy_choice(pairs, lambda first, second: ids[first] != ids[second] and not opted_out_N[second])
     manifests = [str(path) for path in plan.surveys]
     manifest_of = songs["manifest"].to_numpy()[order_N]
-    held_out_N = held_out_N[order_N]
     rows = []
     for second in sorted(left_out, key=order_N.__getitem__):
         first, similarity = left_out[second]
         rule = "near_held_out" if held_out_N[first] and not held_out_N[second] else "near_duplicate"
+        rule = "near_opted_out" if opted_out_N[first] else rule
         pair = [(ids[song].as_py(), manifests[manifest_of[song]]) for song in (second, first)]
         rows.append((*pair[0], rule, *pair[1], similarity))
     return rows

@@ -8,6 +8,7 @@
     held_out: ["test-*", "song-0417"]      # patterns of song ids that no training source may use
     held_out_share: 0.01                   # and this share of all songs, chosen by a hash of their ids
     near_duplicates: {similarity: 0.1}     # of songs whose codes are nearly the same one is kept (corpus/duplicates.py)
+    opt_out: opt_out.txt                   # ids and patterns of songs that must not get in (corpus/opt_out.py)
     seed: 0
     sources:
       cot:
@@ -17,7 +18,7 @@
       held_out_cot: {manifest: songs/manifest.jsonl, task: lyrics_to_song, split: held_out}
 
 A song is held out or trained on by its id alone: so in all manifests alike, and whatever songs are added. A training
-song that is near a held-out one is left out.
+song that is near a held-out one is left out, and any song that is near one that has opted out.
 """
 
 import dataclasses
@@ -35,6 +36,7 @@ from pydantic import Field
 from megatron_music import __version__
 from megatron_music.corpus import fingerprint
 from megatron_music.corpus.duplicates import NearDuplicateOptions
+from megatron_music.corpus.opt_out import OptOut, opted_out
 from megatron_music.documents.tasks import find_task, task_options
 from megatron_music.errors import InputError
 from megatron_music.files import read_yaml
@@ -58,6 +60,7 @@ class _SpecFile(Strict):
     held_out: list[str] = []
     held_out_share: float = Field(default=0.0, ge=0, lt=1)
     near_duplicates: NearDuplicateOptions | None = None
+    opt_out: RelativePath | None = None
     seed: int = Field(default=0, ge=0)
     sources: dict[str, dict[str, Any]] = Field(min_length=1)
 
@@ -91,24 +94,30 @@ class HeldOut:
 class LeftOut:
     """Why a song is left out as a near-duplicate: for which song, and how similar they are."""
 
-    rule: Literal["near_duplicate", "near_held_out"]
+    rule: Literal["near_duplicate", "near_held_out", "near_opted_out"]
     kept_id: str
     similarity: float
 
     def reject(self, song: Song, manifest: Path) -> Reject:
         """What is written down of the song."""
-        noun = "the held-out song" if self.rule == "near_held_out" else "song"
+        noun = {"near_held_out": "the held-out song", "near_opted_out": "the song that opted out"}.get(
+            self.rule, "song"
+        )
         detail = f"shares {self.similarity:.0%} of its n-grams of codes with {noun} {self.kept_id}"
         return Rejected(self.rule, detail, self.kept_id).reject(song.id, manifest)
 
 
 @dataclass(frozen=True)
 class Survey:
-    """What one pass over a manifest tells: the songs of each split, and fingerprints of the manifest and its codes."""
+    """What one pass over a manifest tells: the songs of each split, and fingerprints of the manifest and its codes.
+
+    ``opted_out`` is a fingerprint of those of its songs that the opt-out list names.
+    """
 
     songs: dict[str, int]
     content: str
     files: str
+    opted_out: str
     patterns_used: frozenset[str]
 
 
@@ -140,6 +149,7 @@ class BuildSpec:
     codec_folder: Path | None
     held_out: HeldOut
     near_duplicates: NearDuplicateOptions | None
+    opt_out: OptOut
     seed: int
     sources: tuple[SourceSpec, ...]
     surveys: dict[Path, Survey]
@@ -157,7 +167,8 @@ class BuildSpec:
         folder = _codec_folder(path, sources)
         held_out = HeldOut(tuple(file.held_out), file.held_out_share, file.seed)
         manifests = dict.fromkeys(source.manifest for source in sources)
-        surveys = {manifest: _survey(manifest, held_out) for manifest in manifests}
+        opt_out = OptOut.read(file.opt_out) if file.opt_out else OptOut()
+        surveys = {manifest: _survey(manifest, held_out, opt_out) for manifest in manifests}
         for pattern in file.held_out:
             if not any(pattern in survey.patterns_used for survey in surveys.values()):
                 raise InputError(f"{path}: held_out", f"no song has an id like {pattern!r}", "mend the pattern")
@@ -170,6 +181,7 @@ class BuildSpec:
             codec_folder=folder,
             held_out=held_out,
             near_duplicates=file.near_duplicates,
+            opt_out=opt_out,
             seed=file.seed,
             sources=sources,
             surveys=surveys,
@@ -210,17 +222,21 @@ class BuildSpec:
             options = self.near_duplicates.model_dump(mode="json")
             about["near_duplicates"] = options | {"left_out": fingerprint.of_value(left_out)}
         survey = self.surveys[source.manifest]
+        about["opted_out"] = survey.opted_out
         inputs = [about, source.name, survey.content, _FORMAT, __version__]
         return {**about, "fingerprint": fingerprint.of_value(inputs), "files": survey.files}
 
     def songs(self, source: SourceSpec) -> Iterator[Song | Reject]:
         """The songs of a source's split, and the lines that are none, in the manifest's order.
 
-        A song that is left out as a near-duplicate comes as its reject.
+        A song that has opted out, or is left out as a near-duplicate, comes as its reject.
         """
         left_out = self.left_out.get(source.manifest, {})
         for song in read_manifest(source.manifest):
             if self.held_out.split(song.id) != source.split:
+                continue
+            if isinstance(song, Song) and (line := self.opt_out.line_for(song.id)):
+                yield opted_out(song.id, line, source.manifest)
                 continue
             why = left_out.get(song.id) if isinstance(song, Song) else None
             yield why.reject(song, source.manifest) if why else song
@@ -239,10 +255,10 @@ def _source(path: Path, name: str, fields: dict[str, Any]) -> SourceSpec:
     return SourceSpec(name, source.manifest, source.task, source.split, source.filters, options)
 
 
-def _survey(manifest: Path, held_out: HeldOut) -> Survey:
+def _survey(manifest: Path, held_out: HeldOut, opt_out: OptOut) -> Survey:
     songs = {"train": 0, "held_out": 0}
     used: set[str] = set()
-    files = hashlib.sha256()
+    files, opted = hashlib.sha256(), hashlib.sha256()
     stat = lru_cache(maxsize=4096)(fingerprint.of_stat)
     for song in read_manifest(manifest):
         used.update(pattern for pattern in held_out.patterns if fnmatchcase(song.id, pattern))
@@ -250,7 +266,10 @@ def _survey(manifest: Path, held_out: HeldOut) -> Survey:
         if isinstance(song, Song):
             paths = [song.codes_path(track)[0] for track in song.codes]
             files.update(repr([stat(path) for path in paths]).encode())
-    return Survey(songs, fingerprint.of_file(manifest), files.hexdigest()[:16], frozenset(used))
+            if opt_out.line_for(song.id):
+                opted.update(f"{song.id}\n".encode())
+    digests = [digest.hexdigest()[:16] for digest in (files, opted)]
+    return Survey(songs, fingerprint.of_file(manifest), *digests, frozenset(used))
 
 
 def _codec_folder(path: Path, sources: tuple[SourceSpec, ...]) -> Path | None:

@@ -280,3 +280,48 @@ def test_the_upload_that_more_sources_can_use_is_kept(with_copies):
     assert "song-022" in used(with_copies / "corpus", "cot") and rules(with_copies / "corpus", "cot")["song-007"] == (
         "code_rate"
     )
+
+
+def test_songs_that_opted_out_are_in_no_source_and_neither_are_their_copies(with_copies):
+    (with_copies / "opt_out.txt").write_text("# by letter\n\nsong-003\nsong-01[01]\nsomebody-else/*\n")
+    spec = write_spec(
+        with_copies, near_duplicates=NEAR, opt_out="opt_out.txt", held_out=["song-010"], sources=TRAIN_AND_TEST
+    )
+    with pytest.raises(InputError, match="1 by opted_out"):
+        build_corpus(spec, with_copies / "corpus", processes=1)
+    spec = write_spec(with_copies, near_duplicates=NEAR, opt_out="opt_out.txt")
+    build_corpus(spec, with_copies / "corpus", processes=1)
+    # Copies of song-003, song-007 and song-011 are 20 and 21, 22, and 23.
+    assert used(with_copies / "corpus", "cot") == [
+        f"song-{number:03d}" for number in range(25) if number not in {3, 10, 11, 20, 21, 22, 23}
+    ]
+    rejects = {
+        reject.id: (reject.rule, reject.value)
+        for reject in read_rejects(with_copies / "corpus" / "rejects.parquet")
+        if reject.where.startswith("cot")
+    }
+    assert rejects == {
+        "song-003": ("opted_out", "song-003"),
+        "song-010": ("opted_out", "song-01[01]"),
+        "song-011": ("opted_out", "song-01[01]"),
+        "song-020": ("near_opted_out", "song-003"),
+        "song-021": ("near_opted_out", "song-003"),
+        "song-022": ("near_duplicate", "song-007"),
+        "song-023": ("near_opted_out", "song-011"),
+    }
+
+
+def test_a_longer_opt_out_list_builds_only_sources_again_that_hold_its_songs(workspace):
+    (workspace / "opt_out.txt").write_text("nobody\n")
+    spec = write_spec(workspace, opt_out="opt_out.txt", sources={"cot": SOURCES["cot"]})
+    build_corpus(spec, workspace / "corpus", processes=1)
+    before = (workspace / "corpus" / "cot.bin").stat().st_mtime_ns
+    (workspace / "opt_out.txt").write_text("nobody\nnobody-else\n")
+    build_corpus(spec, workspace / "corpus", processes=1)
+    assert (workspace / "corpus" / "cot.bin").stat().st_mtime_ns == before
+    (workspace / "opt_out.txt").write_text("nobody\nsong-004\n")
+    build_corpus(spec, workspace / "corpus", processes=1)
+    assert used(workspace / "corpus", "cot") == [f"song-{number:03d}" for number in range(20) if number != 4]
+    (workspace / "opt_out.txt").unlink()
+    with pytest.raises(InputError, match="opt_out.txt: no such file"):
+        build_corpus(spec, workspace / "corpus", processes=1)
