@@ -92,9 +92,14 @@ class Workers:
         return self._pool
 
 
-def _start_worker(threads: int, watched: Connection) -> None:
+def limit_threads(threads: int) -> None:
+    """Sets how many threads the libraries take that are loaded from now on, where the user has not."""
     for variable in _THREAD_VARIABLES:
         os.environ.setdefault(variable, str(threads))
+
+
+def _start_worker(threads: int, watched: Connection) -> None:
+    limit_threads(threads)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, args=(watched,), daemon=True).start()
 

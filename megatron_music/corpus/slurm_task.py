@@ -1,14 +1,17 @@
 """One task of a SLURM job: ``python -m megatron_music.corpus.slurm_task EXECUTOR``, as ``executors`` writes it."""
 
+import os
 import sys
 
 import dill
 
+from megatron_music.corpus.parallel import limit_threads
 from megatron_music.errors import InputError
 
 
 def main() -> None:
     """Runs the part of the pickled executor that SLURM's variables name; bad input ends it with one line."""
+    limit_threads(int(os.environ.get("SLURM_CPUS_PER_TASK", "1")))
     with open(sys.argv[1], "rb") as file:
         executor = dill.load(file)
     try:
