@@ -43,7 +43,7 @@ class NearDuplicateOptions(Strict):
             what unrelated songs share, depends on the codec: docs/experiments.md has figures.
         ngram: codes an n-gram.
         track: the track that is compared; songs that do not name it are not compared.
-        permutations: P, which costs 2 bytes of disk a song each, and time.
+        permutations: P, which costs 4 bytes of disk a song each while songs are compared, and time.
         min_ngrams: tracks with fewer distinct n-grams, mostly silent ones, are not compared.
         prefer: a field of the manifest that holds numbers: of songs that as many sources can use, the one with the
             largest number is kept, not the first.

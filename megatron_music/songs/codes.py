@@ -2,7 +2,8 @@
 
 Both hold integers of shape (codebooks K, frames T). A shard has a row for each track of each song with the columns
 id, track, codec, codebooks, frames, and codes as the bytes of little-endian int16 in row-major order; a manifest names
-a row as ``shard.parquet#ID/TRACK``.
+a row as ``shard.parquet#ID/TRACK``. Shards carry checksums, so that damage is found; in an ``.npy`` file a damaged code
+that stays in range can't be told from a sound one.
 """
 
 from collections.abc import Iterable, Iterator

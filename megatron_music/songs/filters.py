@@ -8,7 +8,7 @@ told by the codes of codebook 0 alone, whatever the codec: a code that is held f
 import re
 import unicodedata
 from collections.abc import Callable
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import numpy as np
 from pydantic import Field, model_validator
@@ -18,6 +18,7 @@ from megatron_music.songs.manifest import manifest_field
 from megatron_music.songs.song import Rejected, Segment, Song, split_tags
 
 Track = Literal["mix", "vocals", "accompaniment"]
+Share = Annotated[float, Field(ge=0, le=1)]
 Codes = Callable[[Song, str], np.ndarray]
 """Reads the codes, int16 (K, T), of a song's track; raises Rejected."""
 
@@ -116,13 +117,13 @@ class SongFilters(Strict):
     fields: dict[str, FieldFilter] = {}
     min_lyric_characters: int | None = Field(None, ge=1)
     max_lyric_characters_per_s: float | None = Field(None, gt=0)
-    max_repeated_lines: float | None = Field(None, ge=0, le=1)
-    min_lyrics_match: float | None = Field(None, ge=0, le=1)
-    min_script_share: float | None = Field(None, ge=0, le=1)
-    max_held_share: dict[Track, float] = {}
+    max_repeated_lines: Share | None = None
+    min_lyrics_match: Share | None = None
+    min_script_share: Share | None = None
+    max_held_share: dict[Track, Share] = {}
     held_frames: int = Field(50, ge=2)
     min_distinct_codes: dict[Track, float] = {}
-    max_equal_share: float | None = Field(None, ge=0, le=1)
+    max_equal_share: Share | None = None
 
 
 def check_song(song: Song, filters: SongFilters, codes: Codes) -> None:

@@ -171,6 +171,7 @@ def test_what_is_measured_on_codes_against_plain_counting():
         ({"max_held_share": {"drums": 0.5}}, "max_held_share.drums"),
         ({"languages": "en"}, "languages: .*list"),
         ({"max_repeated_lines": 1.5}, "max_repeated_lines"),
+        ({"max_held_share": {"mix": 30}}, "max_held_share.mix"),
     ],
 )
 def test_wrong_filters_are_one_line_errors(filters, words):
