@@ -266,12 +266,18 @@ def export(
     out: Annotated[Path, typer.Argument(help="Hugging Face folder to write.")],
     dtype: Annotated[str, typer.Option(help="bfloat16, or float32 for the optimizer's master weights.")] = "bfloat16",
     corpus: Annotated[Path | None, typer.Option(help="Corpus folder.", show_default="the recipe's")] = None,
+    adapters: Annotated[
+        str, typer.Option(help="Adapters: merged into the network below them, or a peft folder of their own.")
+    ] = "merged",
+    base: Annotated[
+        Path | None, typer.Option(help="Where the network below adapters lies now.", show_default="where it was")
+    ] = None,
     verify: Verify = False,
 ) -> None:
-    """Write a checkpoint as a Hugging Face Llama folder."""
+    """Write a checkpoint as a Hugging Face Llama folder, or its adapters as one for peft."""
     from megatron_music.conversion.export import export_checkpoint
 
-    checkpoint = export_checkpoint(checkpoint, out, dtype=dtype, corpus=corpus)
+    checkpoint = export_checkpoint(checkpoint, out, dtype=dtype, corpus=corpus, adapters=adapters, base=base)
     if verify:
         from megatron_music.conversion.verify import verify as verified
 

@@ -25,25 +25,28 @@ def model_card(
     documents: dict[str, Any],
     dtype: str,
     vocabulary_size: int,
+    is_whole: bool = True,
 ) -> str:
     """Markdown with the metadata that the Hugging Face hub reads.
 
     ``documents`` is as ``Trained.documents`` gives it. Losses are the last that ``metrics.jsonl`` has up to the
-    checkpoint's step; a run without that file has a card without them.
+    checkpoint's step; a run without that file has a card without them. Without ``is_whole`` the folder holds adapters
+    and not the network below them.
     """
-    network = recipe.network
+    network, lora = recipe.network, recipe.lora
     parameters = parameter_count(network, vocabulary_size)
     residual = {source["task"] for source in documents["sources"].values()} == {"residual"}
     lines = [
         "---",
-        "library_name: transformers",
+        f"library_name: {'transformers' if is_whole else 'peft'}",
         "pipeline_tag: text-to-audio",
         "tags: [music, llama, megatron-music]",
         "---",
         f"# {recipe.name}",
         "",
-        f"A music language model ({'stage 2' if residual else 'stage 1'}) pretrained with megatron-music: "
-        f"{parameters:,} parameters, Llama architecture, {dtype}.",
+        f"{'A' if is_whole else 'Adapters of a'} music language model ({'stage 2' if residual else 'stage 1'}) "
+        f"{'pretrained' if lora is None else 'adapted'} with megatron-music: {parameters:,} parameters, Llama "
+        f"architecture, {dtype}.",
         "",
         "| | |",
         "| --- | --- |",
@@ -54,12 +57,10 @@ def model_card(
         f"| longest context read, positions declared | {documents['context_tokens']:,}, {network.position_limit:,} |",
         f"| codec | {documents['codec']} |",
         f"| seed | {recipe.seed} |",
-        "",
-        "## Training documents",
-        "",
-        "| source | task | shares by phase |",
-        "| --- | --- | --- |",
     ]
+    if lora is not None:
+        lines.append(f"| adapters | rank {lora.rank}, alpha {lora.alpha:g}, on {', '.join(lora.targets)} |")
+    lines += ["", "## Training documents", "", "| source | task | shares by phase |", "| --- | --- | --- |"]
     for name, source in documents["sources"].items():
         shares = ", ".join(f"{phase} {share}" for phase, share in source["shares"].items())
         lines.append(f"| {name} | {TASKS_IN_WORDS.get(source['task'], source['task'])} | {shares} |")
@@ -72,6 +73,8 @@ def model_card(
         "## Use",
         "",
         f"`megatron-music generate {use} THIS_FOLDER ...` sings with it; `transformers.AutoModelForCausalLM` loads it. "
+        if is_whole
+        else "`peft.PeftModel.from_pretrained(NETWORK, THIS_FOLDER)` adds them to the network they were trained on. "
         "Ids mean what `vocabulary.yaml` says; text goes through `tokenizer.model` without a beginning-of-sequence id.",
         "",
         "## Recipe",

@@ -1,7 +1,8 @@
 """From a checkpoint, trained or imported, to a Hugging Face Llama folder that transformers, vLLM and `generate` load.
 
 The folder carries what belongs to the weights: vocabulary, text tokenizer, fitted codec, the tasks of the training
-documents (`documents.json`), the published sampling settings, and a model card.
+documents (`documents.json`), the published sampling settings, and a model card. A checkpoint of adapters becomes such a
+folder with the network below it, or a folder for the `peft` package by itself.
 """
 
 import shutil
@@ -15,14 +16,17 @@ from megatron_music.errors import InputError
 from megatron_music.files import atomic_path, read_json, write_json
 from megatron_music.progress import track
 from megatron_music.recipe.recipe import Network, Recipe
+from megatron_music.training.base import base_of, holds_adapters
 from megatron_music.training.run_folder import NETWORK, CheckpointState, RunFolder, read_network, read_state
 from megatron_music.vocabulary.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
     from megatron_music.conversion.checkpoint import CheckpointReader
     from megatron_music.conversion.llama import Weight
+    from megatron_music.conversion.peft import MergedReader
 
 DTYPES = {"bfloat16": 2, "float32": 4}
+ADAPTERS = "merged", "peft"
 SHARD_BYTES = 2**30
 CARRIED = ("vocabulary.yaml", "tokenizer.model")
 
@@ -88,7 +92,13 @@ class Trained:
 
 
 def export_checkpoint(
-    checkpoint: Path, out: Path, dtype: str = "bfloat16", corpus: Path | None = None, shard_bytes: int = SHARD_BYTES
+    checkpoint: Path,
+    out: Path,
+    dtype: str = "bfloat16",
+    corpus: Path | None = None,
+    shard_bytes: int = SHARD_BYTES,
+    adapters: str = "merged",
+    base: Path | None = None,
 ) -> Path:
     """Writes ``checkpoint`` as a Llama folder; ``out`` appears whole. Returns the checkpoint that was written.
 
@@ -99,43 +109,77 @@ def export_checkpoint(
         dtype: "bfloat16" from the model's weights, "float32" from the optimizer's master weights where it keeps some.
         corpus: the folder with vocabulary, tokenizer and codec; None takes the one that the recipe names.
         shard_bytes: most bytes of one weights file, unless a single tensor has more.
+        adapters: of a checkpoint of adapters: "merged" adds them to the network below, "peft" writes them alone.
+        base: where the network below adapters lies now, if no longer where they were trained.
 
     Raises:
-        InputError: the folder is no checkpoint, or recipe and weights do not fit each other.
+        InputError: the folder is no checkpoint, recipe and weights do not fit each other, or the network below adapters
+            is gone or was changed.
     """
-    from megatron_music.conversion.checkpoint import CheckpointReader
-    from megatron_music.conversion.llama import llama_config, llama_weights
-
-    if dtype not in DTYPES:
-        raise InputError("dtype", f"{dtype} can't be exported", f"choose from {', '.join(DTYPES)}")
-    refuse_foreign_folder(out, "config.json")
+    for field, value, known in (("dtype", dtype, DTYPES), ("adapters", adapters, ADAPTERS)):
+        if value not in known:
+            raise InputError(field, f"{value} can't be exported", f"choose from {', '.join(known)}")
+    refuse_foreign_folder(out, "adapter_config.json" if adapters == "peft" else "config.json")
     trained = Trained.open(checkpoint, corpus)
-    vocabulary, network = trained.vocabulary, trained.network
-    reader = CheckpointReader(trained.checkpoint)
-    weights = list(llama_weights(network, vocabulary.padded_size))
-    _check_shapes(reader, weights)
+    has_adapters = holds_adapters(trained.checkpoint)
+    if not has_adapters and (adapters == "peft" or base is not None):
+        option = "--base" if base is not None else "--adapters peft"
+        raise InputError(trained.checkpoint, "holds a whole network and no adapters", f"leave out {option}")
     documents = trained.documents()
-    # Read before the first weight, so that a bad metrics file costs no conversion.
-    card = _card(trained, documents, dtype)
-    config = llama_config(network, vocabulary.padded_size, dtype, vocabulary.special("<EOA>"))
     with atomic_path(out) as folder:
         folder.mkdir()
-        _write_weights(folder, reader, weights, dtype, shard_bytes)
-        write_json(folder / "config.json", config)
-        write_json(folder / "generation_config.json", _generation_config(vocabulary, documents))
+        if adapters == "peft":
+            _write_adapters(folder, trained, documents, dtype, base)
+        else:
+            _write_network(folder, trained, documents, dtype, base, shard_bytes)
         write_json(folder / "documents.json", documents)
         for name in CARRIED:
             shutil.copyfile(trained.corpus / name, folder / name)
         if (trained.corpus / "codec").is_dir():
             shutil.copytree(trained.corpus / "codec", folder / "codec")
-        (folder / "README.md").write_text(card, encoding="utf-8")
     return trained.checkpoint
 
 
-def _card(trained: Trained, documents: dict[str, Any], dtype: str) -> str:
+def _write_network(
+    folder: Path, trained: Trained, documents: dict[str, Any], dtype: str, base: Path | None, shard_bytes: int
+) -> None:
+    from megatron_music.conversion.checkpoint import CheckpointReader
+    from megatron_music.conversion.llama import llama_config, llama_weights
+    from megatron_music.conversion.peft import Adapters, MergedReader
+
+    vocabulary, network = trained.vocabulary, trained.network
+    reader = CheckpointReader(trained.checkpoint)
+    if holds_adapters(trained.checkpoint):
+        below = CheckpointReader(base_of(trained.checkpoint, base).checkpoint)
+        reader = MergedReader(below, Adapters(reader, trained.recipe.lora, dtype))
+    weights = list(llama_weights(network, vocabulary.padded_size))
+    _check_shapes(reader, weights)
+    # Read before the first weight, so that a bad metrics file costs no conversion.
+    card = _card(trained, documents, dtype, is_whole=True)
+    _write_weights(folder, reader, weights, dtype, shard_bytes)
+    config = llama_config(network, vocabulary.padded_size, dtype, vocabulary.special("<EOA>"))
+    write_json(folder / "config.json", config)
+    write_json(folder / "generation_config.json", _generation_config(vocabulary, documents))
+    (folder / "README.md").write_text(card, encoding="utf-8")
+
+
+def _write_adapters(folder: Path, trained: Trained, documents: dict[str, Any], dtype: str, base: Path | None) -> None:
+    from megatron_music.conversion.checkpoint import CheckpointReader
+    from megatron_music.conversion.peft import Adapters, write_peft
+
+    below = base_of(trained.checkpoint, base).checkpoint / NETWORK
+    # Of a base that was trained here, and not imported, no folder is known that `peft` could load.
+    base_name = read_json(below)["imported_from"] if below.is_file() else None
+    adapters = Adapters(CheckpointReader(trained.checkpoint), trained.recipe.lora, dtype)
+    card = _card(trained, documents, dtype, is_whole=False)
+    write_peft(folder, adapters, trained.network, trained.vocabulary.padded_size, base_name)
+    (folder / "README.md").write_text(card, encoding="utf-8")
+
+
+def _card(trained: Trained, documents: dict[str, Any], dtype: str, is_whole: bool) -> str:
     size = trained.vocabulary.padded_size
     if trained.recipe is not None:
-        return model_card(trained.recipe, trained.state, trained.checkpoint, documents, dtype, size)
+        return model_card(trained.recipe, trained.state, trained.checkpoint, documents, dtype, size, is_whole)
     origin = read_json(trained.checkpoint / NETWORK)["imported_from"]
     return f"# Imported network\n\nFrom `{Path(origin).name}` through megatron-music, not trained further; {dtype}.\n"
 
@@ -147,7 +191,7 @@ def refuse_foreign_folder(out: Path, mark: str) -> None:
         raise InputError(out, f"exists and holds no {mark}", "name a new folder")
 
 
-def _check_shapes(reader: "CheckpointReader", weights: list["Weight"]) -> None:
+def _check_shapes(reader: "CheckpointReader | MergedReader", weights: list["Weight"]) -> None:
     """Every source tensor has as many numbers as the weights that are cut out of it, before any is read."""
     expected: dict[str, int] = {}
     for weight in weights:
@@ -163,7 +207,7 @@ def _check_shapes(reader: "CheckpointReader", weights: list["Weight"]) -> None:
 
 
 def _write_weights(
-    folder: Path, reader: "CheckpointReader", weights: list["Weight"], dtype: str, shard_bytes: int
+    folder: Path, reader: "CheckpointReader | MergedReader", weights: list["Weight"], dtype: str, shard_bytes: int
 ) -> None:
     import torch
     from safetensors.torch import save_file

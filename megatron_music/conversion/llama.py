@@ -18,7 +18,7 @@ class Weight:
         source: the checkpoint's tensor.
         layer: which row of that tensor, None for all of it.
         view: the part of that row that holds the weight, sharing its memory; its shape may differ from ``shape``, the
-            order of its numbers does not.
+            order of its numbers does not. It cuts between rows alone, so that it serves anything with as many of them.
     """
 
     name: str
@@ -46,7 +46,7 @@ def llama_weights(network: Network, vocabulary_size: int) -> Iterator[Weight]:
         return tensor
 
     def of_group(first: int, count: int) -> Callable[[torch.Tensor], torch.Tensor]:
-        return lambda qkv: qkv.view(groups, per_group + 2, head, hidden)[:, first : first + count]
+        return lambda qkv: qkv.view(groups, per_group + 2, head, -1)[:, first : first + count]
 
     yield Weight(
         "model.embed_tokens.weight", (vocabulary_size, hidden), "embedding.word_embeddings.weight", None, whole
