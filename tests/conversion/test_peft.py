@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from peft import PeftModel
 from safetensors import safe_open
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
@@ -130,10 +131,9 @@ def test_merged_weights_compute_megatron_cores_logits(adapted, base, tmp_path):
 
 
 def test_peft_computes_the_same_on_the_base(adapted, base, tmp_path):
-    peft = pytest.importorskip("peft")
     recipe, expected = adapted
     export_checkpoint(recipe.run, tmp_path / "adapters", dtype="float32", adapters="peft")
-    network = peft.PeftModel.from_pretrained(load(base / "hf"), tmp_path / "adapters")
+    network = PeftModel.from_pretrained(load(base / "hf"), tmp_path / "adapters")
     assert np.abs(logits_of(network) - expected).max() < 1e-4
     export_checkpoint(recipe.run, tmp_path / "hf", dtype="float32")
     ours, theirs = load(tmp_path / "hf").state_dict(), network.merge_and_unload().state_dict()
