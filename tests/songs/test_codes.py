@@ -36,24 +36,24 @@ def test_npy_files_of_any_integer_type(tmp_path, dtype, order):
 
 
 @pytest.mark.parametrize(
-    ("codes", "rule"),
+    ("codes", "rule", "value"),
     [
-        (np.full((8, 20), 256), "codes_range"),
-        (np.full((8, 20), -1), "codes_range"),
-        (np.full((8, 20), 2**63, dtype=np.uint64), "codes_range"),
-        (np.zeros((8, 20), dtype=np.float32), "codes_type"),
-        (np.zeros((8, 20), dtype=bool), "codes_type"),
-        (np.zeros(20, dtype=np.int16), "codes_shape"),
-        (np.zeros((1, 8, 20), dtype=np.int16), "codes_shape"),
-        (np.zeros((20, 8), dtype=np.int16), "codes_shape"),
-        (np.zeros((8, 0), dtype=np.int16), "codes_shape"),
+        (np.full((8, 20), 256), "codes_range", "256"),
+        (np.full((8, 20), -1), "codes_range", "-1"),
+        (np.full((8, 20), 2**63, dtype=np.uint64), "codes_range", str(2**63)),
+        (np.zeros((8, 20), dtype=np.float32), "codes_type", "float32"),
+        (np.zeros((8, 20), dtype=bool), "codes_type", "bool"),
+        (np.zeros(20, dtype=np.int16), "codes_shape", "(20)"),
+        (np.zeros((1, 8, 20), dtype=np.int16), "codes_shape", "(1, 8, 20)"),
+        (np.zeros((20, 8), dtype=np.int16), "codes_shape", "(20, 8)"),
+        (np.zeros((8, 0), dtype=np.int16), "codes_shape", "(8, 0)"),
     ],
 )
-def test_unusable_codes_are_rejected(tmp_path, codes, rule):
+def test_unusable_codes_are_rejected(tmp_path, codes, rule, value):
     np.save(tmp_path / "1.npy", codes)
     with pytest.raises(Rejected) as caught:
         load_codes(_song(tmp_path, "1.npy"), "mix", CODEC)
-    assert caught.value.rule == rule
+    assert (caught.value.rule, caught.value.value) == (rule, value)
 
 
 def test_missing_truncated_and_foreign_files_are_rejected(tmp_path):
@@ -63,8 +63,9 @@ def test_missing_truncated_and_foreign_files_are_rejected(tmp_path):
     np.save(tmp_path / "4.npy", np.array([{"a": 1}], dtype=object))
     (tmp_path / "5.npy").write_bytes(b"")
     (tmp_path / "6.npy").mkdir()
+    (tmp_path / "7.npy").write_bytes((tmp_path / "1.npy").read_bytes() + b"\0")
     rules = {}
-    for name in ("0.npy", "2.npy", "3.npz", "4.npy", "5.npy", "6.npy", "bad\0name.npy"):
+    for name in ("0.npy", "2.npy", "3.npz", "4.npy", "5.npy", "6.npy", "7.npy", "bad\0name.npy"):
         with pytest.raises(Rejected) as caught:
             load_codes(_song(tmp_path, name), "mix", CODEC)
         rules[name] = caught.value.rule

@@ -141,6 +141,24 @@ def test_a_bad_line_is_a_reject_that_names_rule_and_line(tmp_path, line, rule):
     assert "\n" not in reject.detail and len(reject.detail) < 300
 
 
+@pytest.mark.parametrize(
+    ("line", "value"),
+    [
+        (b"[1]", "list"),
+        (b'{"id": "\xff"}', "8"),
+        (_with(audio_length_in_sec=-3.0), "-3.0"),
+        (_with(codec=3), "3"),
+        (_with(msa=[{"start": 0, "end": 1}]), "label"),
+        (_with_segment(codec_frame_end=625.5), "625.5"),
+        (_with_segment(codec_frame_start=-(10**90)), "-1" + 35 * "0" + "..."),
+        (_with(id="first"), "first"),
+    ],
+)
+def test_a_reject_holds_what_the_rule_found(tmp_path, line, value):
+    _, reject = read_manifest(_write(tmp_path, _with(id="first"), line))
+    assert reject.value == value
+
+
 def test_the_first_of_two_songs_with_one_id_is_kept(tmp_path):
     first, second, third = read_manifest(_write(tmp_path, LINE, _with(genres="rock"), _with(id=1)))
     assert first.genres == "folk, female"
