@@ -143,6 +143,12 @@ def _prepare_codec(manifest: Path, out: Path, settings: Settings, songs: int) ->
     encode_steps.forget_codec()  # an earlier call may have used the folder for another
     if (out / SETTINGS).is_file():
         before = read_json(out / SETTINGS)
+        heard = [list(choice) for choice in settings.annotators]
+        if before.get("annotators", []) != heard and not any(out.glob("codes-*.parquet")):
+            # An annotator without its weights stops a run before the first shard: others may be chosen then.
+            shutil.rmtree(out / WORK, ignore_errors=True)
+            before["annotators"] = heard
+            write_json(out / SETTINGS, before)
         kept = replace(Settings(), **{name: before[name] for name in asdict(settings) if name in before})
         for name, value in asdict(settings).items():
             earlier, now = ([*map(list, v)] if name == "annotators" else v for v in (getattr(kept, name), value))

@@ -146,6 +146,19 @@ def test_a_folder_is_for_one_choice_of_annotators(songs, heard, tmp_path):
             annotate(songs, tmp_path / "codes", **other)
 
 
+def test_after_a_first_run_that_an_annotator_stopped_others_may_be_chosen(songs, tmp_path):
+    """Without weights ``separate`` can't start; nothing is encoded yet, and the fitted codec stays."""
+    with pytest.raises(InputError, match="separate.*weights"):
+        encode_manifest(
+            songs / "manifest.jsonl", tmp_path / "codes", **OPTIONS, annotators=["separate"], machines=ALONE
+        )
+    fitted = contents(tmp_path / "codes" / "codec")
+    encode_manifest(songs / "manifest.jsonl", tmp_path / "codes", **OPTIONS, annotators=["tempo"], machines=ALONE)
+    assert contents(tmp_path / "codes" / "codec") == fitted
+    assert json.loads((tmp_path / "codes" / "encoding.json").read_text())["annotators"] == [["tempo", {}]]
+    assert read_lines(tmp_path / "codes")
+
+
 @pytest.mark.parametrize(
     "annotators,options,line",
     [
