@@ -1,7 +1,7 @@
 """The verb `generate`: files and options to requests, songs to folders."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -150,7 +150,8 @@ class _Repeated:
         try:
             self._models = {name: dict(record["models"][name]) for name in ("stage1", "stage2")}
             self.request = SongRequest.from_record(record["request"])
-            self.settings = SamplingSettings(**record["settings"])
+            # A setting that is missing would fall back on its default.
+            self.settings = SamplingSettings(**{name: record["settings"][name] for name in asdict(SamplingSettings())})
             self.codec, self.weights, self.vocoder, self.device, self.dtype = (
                 record[name] for name in ("codec", "codec_weights", "vocoder", "device", "dtype")
             )

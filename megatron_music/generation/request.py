@@ -101,6 +101,10 @@ class SongRequest:
     @classmethod
     def from_record(cls, record: dict[str, Any]) -> "SongRequest":
         """What ``record`` gave; raises KeyError, TypeError or ValueError for anything else."""
+        types = {"tags": str, "seed": int, "segments": int | None, "tracks": str, "instrumental": bool}
+        types |= {"lyrics": list, "past": list, "reference": dict | None}
+        if not all(isinstance(record[name], types[name]) for name in types):
+            raise TypeError("a field of another type")
         reference = record["reference"] and Reference(
             tuple(np.array(codes_T, dtype=np.int16) for codes_T in record["reference"]["tracks"]),
             record["reference"]["source"],
@@ -109,9 +113,6 @@ class SongRequest:
             SungSegment(segment["text"], np.array(segment["codes"], dtype=np.int16).reshape(2, -1))
             for segment in record["past"]
         )
-        types = {"tags": str, "seed": int, "segments": int | None, "tracks": str, "instrumental": bool}
-        if not all(isinstance(record[name], types[name]) for name in types):
-            raise TypeError("a field of another type")
         if not all(isinstance(text, str) for text in [*record["lyrics"], *(segment.text for segment in past)]):
             raise TypeError("lyrics that are no text")
         changed = {"lyrics": tuple(record["lyrics"]), "reference": reference, "past": past}
