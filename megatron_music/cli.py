@@ -249,7 +249,7 @@ def train(
     recipe: Annotated[Path, typer.Argument(help="Recipe file.")],
     processes: Processes = None,
     branch_from: Annotated[
-        Path | None, typer.Option("--from", help="Checkpoint of another run to start from (weights and optimizer).")
+        Path | None, typer.Option("--from", help="Checkpoint to start from, or to train the adapters of `lora` on.")
     ] = None,
     overrides: Overrides = None,
 ) -> None:
