@@ -1,8 +1,8 @@
 """Both stages of generation beside `generate()` called as the published program calls it, on the same random weights.
 
 Stage 1: for every section the whole song so far is handed to `generate()`, which guides with a second pass over the
-network (transformers' UnbatchedClassifierFreeGuidanceLogitsProcessor) and may write whole frames of codebook 0 only, so
-that both are asked for the same. All greedy tokens have to be equal.
+network (transformers' UnbatchedClassifierFreeGuidanceLogitsProcessor). Beside the ids that the program blocks it may
+write whole frames of codebook 0 only, so that both are asked for the same. All greedy tokens have to be equal.
 
 Stage 2: for every frame the whole prefix of all windows is handed to `generate()` for 7 new tokens, ids of codebooks 1
 to 7 allowed. It writes ids of wrong codebooks as well, and goes on from them; so its own ids are then read back, and
@@ -31,6 +31,17 @@ from megatron_music.vocabulary.grammar import AudioGrammar
 from megatron_music.vocabulary.vocabulary import Vocabulary
 
 CODEBOOKS, HEADER_TOKENS, TEXT_TOKENS = 8, 300, 60
+
+
+class Blocked(LogitsProcessor):
+    """Blocks a range of ids as the published program does: by a list of them."""
+
+    def __init__(self, start: int, stop: int):
+        self.ids = list(range(start, stop))
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        scores[:, self.ids] = -torch.inf
+        return scores
 
 
 class Allowed(LogitsProcessor):
@@ -105,13 +116,10 @@ def race(name: str, ours, peer, tokens: int):
     expected, peer_s, peer_work = timed(peer)
     _, after, after_work = timed(ours)
     ours_s, ours_work = (before + after) / 2, (before_work + after_work) / 2
-    print(
-        f"{name}: {tokens} tokens in {ours_s:.1f} s, {ours_work:.1f} s of processor ({before_work:.1f}, {after_work:.1f})"
-    )
-    print(
-        f"{name}: generate() {peer_s:.1f} s, {peer_work:.1f} s of processor; by the clock {peer_s / ours_s:.2f}",
-        flush=True,
-    )
+    print(f"{name}: {tokens} tokens in {ours_s:.1f} s ({before:.1f}, {after:.1f}), ", end="")
+    print(f"{ours_work:.1f} s of processor ({before_work:.1f}, {after_work:.1f})")
+    print(f"{name}: generate() {peer_s:.1f} s, {peer_work:.1f} s of processor; ", end="")
+    print(f"by the clock {peer_s / ours_s:.2f}", flush=True)
     return found, expected, peer_work / ours_work
 
 
@@ -149,7 +157,7 @@ def race_stage1(network: LlamaForCausalLM, vocabulary: Vocabulary, options: argp
                 guidance_scale=settings.guidance_first if index == 0 else settings.guidance_rest,
                 eos_token_id=grammar.end,
                 pad_token_id=grammar.end,
-                logits_processor=LogitsProcessorList([allowed]),
+                logits_processor=LogitsProcessorList([Blocked(0, vocabulary.text_size + 2), allowed]),
             )[0].tolist()
             audio.append(output[len(ids) :])
             ids = [*output, *closing]
@@ -173,8 +181,8 @@ def race_stage2(network: LlamaForCausalLM, vocabulary: Vocabulary, options: argp
     opening = np.tile([vocabulary.special("<SOA>"), vocabulary.special("<stage_1>")], (options.windows, 1))
     middle = np.full((options.windows, 1), vocabulary.special("<stage_2>"))
     prompt_RT = torch.from_numpy(np.concatenate([opening, coarse_RT, middle], axis=1).astype(np.int64))
-    mask = torch.zeros(vocabulary.padded_size, dtype=torch.bool)
-    mask[codec.codebook_ids(1).start : codec.codebook_ids(CODEBOOKS - 1).stop] = True
+    first, end = codec.codebook_ids(1).start, codec.codebook_ids(CODEBOOKS - 1).stop
+    blocked = LogitsProcessorList([Blocked(0, first), Blocked(end, vocabulary.padded_size)])
 
     def ours() -> np.ndarray:
         return refine(folder, network, [codes_T], form)[0]
@@ -192,7 +200,7 @@ def race_stage2(network: LlamaForCausalLM, vocabulary: Vocabulary, options: argp
                 max_new_tokens=CODEBOOKS - 1,
                 eos_token_id=vocabulary.special("<EOA>"),
                 pad_token_id=vocabulary.special("<EOA>"),
-                logits_processor=LogitsProcessorList([Allowed(lambda new: mask, 0)]),
+                logits_processor=blocked,
             )
         return ids_RT[:, prompt_RT.shape[1] :]
 

@@ -26,7 +26,14 @@ from megatron_music.errors import InputError
 from megatron_music.generation.decoder import LlamaDecoder
 from megatron_music.generation.plan import Plan, SegmentTokens, Stage1Song
 from megatron_music.generation.request import Watch
-from megatron_music.generation.sampling import SamplingSettings, choose, guide, log_probabilities, penalise
+from megatron_music.generation.sampling import (
+    SamplingSettings,
+    choose,
+    guide,
+    log_probabilities,
+    normalisers,
+    penalise,
+)
 
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM
@@ -199,11 +206,10 @@ class _Choir:
 
     def _sample(self, voices: Sequence[_Voice]) -> None:
         """One id more for each voice, or the end of its section."""
-        logits = iter(self.decoder.score(torch.stack([output for voice in voices for output in voice.output])))
+        logits_RV = self.decoder.score(torch.stack([output for voice in voices for output in voice.output]))
+        rows = iter(zip(logits_RV, normalisers(logits_RV), strict=True))
         for voice in voices:
-            conditional = next(logits)
-            unconditional = next(logits) if len(voice.output) == 2 else None
-            id = self._choose(voice, conditional, unconditional)
+            id = self._choose(voice, [next(rows) for _ in voice.output])
             plan, segment = voice.plan, voice.segment
             limit = self.settings.max_new_tokens // plan.grammar.period * plan.grammar.period
             if id != plan.grammar.end:
@@ -215,12 +221,13 @@ class _Choir:
                 voice.end(len(segment.audio) - (id != plan.grammar.end))
                 self.watch.on_segment(voice.number, voice.section, plan.sections.stop)
 
-    def _choose(self, voice: _Voice, conditional: torch.Tensor, unconditional: torch.Tensor | None) -> int:
+    def _choose(self, voice: _Voice, rows: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> int:
+        """The next id by the logits and normalisers of the song and, with guidance, of its twin."""
         allowed = voice.plan.allowed(len(voice.segment.audio), self.settings.min_new_tokens)
         if sum(map(len, allowed)) == 1:
             return allowed[0].start
-        twin = None if unconditional is None else log_probabilities(unconditional, allowed)
-        scores = guide(log_probabilities(conditional, allowed), twin, self._scale(voice))
+        conditional, *twin = [log_probabilities(*row, allowed) for row in rows]
+        scores = guide(conditional, twin[0] if twin else None, self._scale(voice))
         seen = torch.cat([voice.seen[ids.start : ids.stop] for ids in allowed])
         scores = penalise(scores, seen, self.settings.repetition_penalty)
         return choose(scores, allowed, self.settings, voice.generator)

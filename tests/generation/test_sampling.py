@@ -10,7 +10,7 @@ from transformers import (
 )
 
 from megatron_music.errors import InputError
-from megatron_music.generation.sampling import SamplingSettings, choose, guide, log_probabilities, penalise
+from megatron_music.generation.sampling import SamplingSettings, choose, guide, log_probabilities, normalisers, penalise
 
 
 @pytest.fixture
@@ -39,9 +39,18 @@ def test_guidance_equals_transformers_between_log_probabilities(scores):
     processor.get_unconditional_logits = lambda input_ids: unconditional[None, None]
     expected = processor(torch.zeros(1, 1, dtype=torch.long), scores[None])[0]
     allowed = [range(100, 300), range(7, 8)]
-    c, u = log_probabilities(scores, allowed), log_probabilities(unconditional, allowed)
+    both = torch.stack([scores, unconditional])
+    c, u = [log_probabilities(*row, allowed) for row in zip(both, normalisers(both), strict=True)]
     torch.testing.assert_close(guide(c, u, 1.5), torch.cat([expected[100:300], expected[7:8]]))
     torch.testing.assert_close(guide(c, None, 1.5), torch.log_softmax(scores, -1)[[*range(100, 300), 7]])
+
+
+def test_normalisers_are_those_of_a_softmax_however_far_the_rows_lie_apart():
+    rows = torch.randn(3, 1000, generator=torch.Generator().manual_seed(0)) * 4
+    for shift in (0.0, 30.0, -90.0, 500.0):
+        shifted = rows + torch.tensor([[0.0], [shift], [-shift / 2]])
+        for each in (shifted, shifted.t().contiguous().t()):
+            torch.testing.assert_close(normalisers(each), torch.logsumexp(shifted, -1), atol=1e-5, rtol=1e-6)
 
 
 def test_penalty_equals_transformers(scores):
