@@ -1,5 +1,6 @@
 """What every codec offers, and loading one by its name."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -42,13 +43,20 @@ class Codec(Protocol):
         ...
 
 
+def family_of(name: str) -> str:
+    """``dac`` of ``dac44k``: a codec's name without the sample rate that tells its models apart."""
+    family = re.sub(r"\d+k$", "", name)
+    return family if family in ("encodec", "dac") else name
+
+
 def load_codec(
     name: str, weights: str | Path | None = None, device: str = "cpu", codebooks: int | None = None
 ) -> Codec:
     """Loads a codec.
 
     Args:
-        name: one of ``CODEC_NAMES``.
+        name: one of ``CODEC_NAMES``; of EnCodec and DAC also with the sample rate, as the codec names itself and its
+            codes (``encodec32k``, ``dac44k``).
         weights: for ``embedded`` a folder that ``EmbeddedCodec.save`` wrote; otherwise a folder or a hub name of a
             transformers model, or for ``xcodec`` also YuE's own checkpoint file. Only a hub name uses the network.
         device: a torch device, for the codecs that are networks.
@@ -58,7 +66,7 @@ def load_codec(
     Raises:
         InputError: an unknown name, no weights named, or weights that are missing, damaged or of another codec.
     """
-    if name not in CODEC_NAMES:
+    if family_of(name) not in CODEC_NAMES:
         raise InputError(f"codec '{name}'", "is not known", f"name one of {', '.join(CODEC_NAMES)}")
     if weights is None:
         mend = {

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from transformers import DacModel, EncodecModel, XcodecModel
 
-from megatron_music.audio.codec import codebooks_to_keep
+from megatron_music.audio.codec import codebooks_to_keep, family_of
 from megatron_music.audio.xcodec_checkpoint import load_yue_checkpoint
 from megatron_music.errors import InputError
 from megatron_music.files import read_json
@@ -136,9 +136,10 @@ class XCodec(NetworkCodec):
 
 
 class EnCodec(NetworkCodec):
-    """EnCodec (Defossez et al. 2022), the mono models of 24 kHz (75 frames a second) and 32 kHz (50)."""
+    """EnCodec (Defossez et al. 2022), the mono models of 24 kHz (75 frames a second) and 32 kHz (50).
 
-    name = "encodec"
+    Their names are ``encodec24k`` and ``encodec32k``: codes of one mean nothing to the other.
+    """
 
     def __init__(self, model: EncodecModel, codebooks: int | None = None, device: str = "cpu", where: str = "encodec"):
         config = model.config
@@ -147,6 +148,7 @@ class EnCodec(NetworkCodec):
             raise InputError(where, found, "use facebook/encodec_24khz or facebook/encodec_32khz")
         kept = codebooks_to_keep(codebooks, config.num_quantizers, where)
         super().__init__(model, config.sampling_rate, kept, device)
+        self.name = _name_with_rate("encodec", self.sample_rate)
 
     def _encode(self, samples_BCS: torch.Tensor) -> torch.Tensor:
         return self.model.encode(samples_BCS, bandwidth=self.model.config.target_bandwidths[-1]).audio_codes[0]
@@ -156,13 +158,15 @@ class EnCodec(NetworkCodec):
 
 
 class Dac(NetworkCodec):
-    """Descript audio codec (Kumar et al. 2023): 16 kHz (12 codebooks), 24 kHz (32) or 44.1 kHz (9)."""
+    """Descript audio codec (Kumar et al. 2023): 16 kHz (12 codebooks), 24 kHz (32) or 44.1 kHz (9).
 
-    name = "dac"
+    Their names are ``dac16k``, ``dac24k`` and ``dac44k``, as in YuE's vocabulary.
+    """
 
     def __init__(self, model: DacModel, codebooks: int | None = None, device: str = "cpu", where: str = "dac"):
         kept = codebooks_to_keep(codebooks, model.config.n_codebooks, where)
         super().__init__(model, model.config.sampling_rate, kept, device)
+        self.name = _name_with_rate("dac", self.sample_rate)
 
     def _encode(self, samples_BCS: torch.Tensor) -> torch.Tensor:
         to_whole_hops = -samples_BCS.shape[-1] % self.hop_samples
@@ -170,6 +174,10 @@ class Dac(NetworkCodec):
 
     def _decode(self, codes_BKT: torch.Tensor) -> torch.Tensor:
         return self.model.decode(audio_codes=codes_BKT).audio_values
+
+
+def _name_with_rate(family: str, sample_rate: int) -> str:
+    return f"{family}{sample_rate // 1000}k"
 
 
 _CODECS = {"xcodec": (XCodec, XcodecModel), "encodec": (EnCodec, EncodecModel), "dac": (Dac, DacModel)}
@@ -180,17 +188,23 @@ def load_network_codec(
 ) -> NetworkCodec:
     """Loads ``xcodec``, ``encodec`` or ``dac`` from a folder, a hub name or, X-Codec only, YuE's checkpoint file.
 
+    A name that says the sample rate as well (``dac44k``) takes weights of that rate alone.
+
     Raises:
         InputError: the weights are missing or damaged, are another model's, or do not fill every tensor.
     """
-    codec_class, model_class = _CODECS[name]
+    family = family_of(name)
+    codec_class, model_class = _CODECS[family]
     if Path(weights).is_file():
-        if name != "xcodec":
+        if family != "xcodec":
             raise InputError(weights, "is a file", f"name a folder or a hub name for {name}")
         model = load_yue_checkpoint(weights)
     else:
-        model = _load_transformers_model(name, model_class, weights)
-    return codec_class(model, codebooks=codebooks, device=device, where=str(weights))
+        model = _load_transformers_model(family, model_class, weights)
+    codec = codec_class(model, codebooks=codebooks, device=device, where=str(weights))
+    if name not in (family, codec.name):
+        raise InputError(weights, f"is {codec.name}, not {name}", f"name weights of {name}")
+    return codec
 
 
 def _load_transformers_model(name: str, model_class: type, weights: str | Path) -> torch.nn.Module:

@@ -22,8 +22,8 @@ def codec_and_folder(request, xcodec_model, encodec_model, dac_model, tmp_path_f
 
 EXPECTED = {
     "xcodec": {"sample_rate": 16_000, "frames_per_second": 50, "codebooks": 8, "codebook_size": 1024},
-    "encodec": {"sample_rate": 24_000, "frames_per_second": 75, "codebooks": 6, "codebook_size": 64},
-    "dac": {"sample_rate": 16_000, "frames_per_second": 50, "codebooks": 4, "codebook_size": 64},
+    "encodec24k": {"sample_rate": 24_000, "frames_per_second": 75, "codebooks": 6, "codebook_size": 64},
+    "dac16k": {"sample_rate": 16_000, "frames_per_second": 50, "codebooks": 4, "codebook_size": 64},
 }
 
 
@@ -52,6 +52,15 @@ def test_a_saved_folder_gives_the_same_codes_and_sound(codec_and_folder, sing):
     np.testing.assert_array_equal(loaded.encode(samples), codes_KT)
     np.testing.assert_array_equal(loaded.decode(codes_KT), codec.decode(codes_KT))
     np.testing.assert_array_equal(load_codec(codec.name, str(folder), codebooks=2).encode(samples), codes_KT[:2])
+
+
+def test_a_name_without_its_rate_finds_the_codec_and_a_wrong_rate_does_not(dac_model, tmp_path):
+    dac_model.save_pretrained(tmp_path)
+    assert load_codec("dac", tmp_path).name == "dac16k"
+    with pytest.raises(InputError, match="is dac16k, not dac44k"):
+        load_codec("dac44k", tmp_path)
+    with pytest.raises(InputError, match="codec 'xcodec16k': is not known"):
+        load_codec("xcodec16k", tmp_path)
 
 
 @pytest.mark.parametrize("samples", [0, 1, 2, 321, 8_080])
