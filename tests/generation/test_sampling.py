@@ -51,6 +51,8 @@ def test_normalisers_are_those_of_a_softmax_however_far_the_rows_lie_apart():
         shifted = rows + torch.tensor([[0.0], [shift], [-shift / 2]])
         for each in (shifted, shifted.t().contiguous().t()):
             torch.testing.assert_close(normalisers(each), torch.logsumexp(shifted, -1), atol=1e-5, rtol=1e-6)
+    rows[1, 77] = 300.0  # far above those that are looked at first
+    torch.testing.assert_close(normalisers(rows), torch.logsumexp(rows, -1))
 
 
 def test_penalty_equals_transformers(scores):
