@@ -12,7 +12,7 @@ quickstart: $(READY)
 	$(VENV)/bin/python tools/quickstart.py
 
 test: $(READY)
-	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
 environment: $(READY)
 
