@@ -418,7 +418,7 @@ def evaluate(
 
 
 def main() -> None:
-    """Runs the command line; bad input ends it with status 2 and one line."""
+    """Runs the command line; bad input ends it with status 2 and one line, a full disk and the like with status 1."""
     try:
         app()
     except InputError as error:
@@ -426,3 +426,9 @@ def main() -> None:
             raise
         typer.echo(f"error: {error}", err=True)
         sys.exit(2)
+    except OSError as error:
+        if "--debug" in sys.argv:
+            raise
+        where = f"{error.filename}: " if error.filename else ""
+        typer.echo(f"error: {where}{error.strerror or error}; make room or mend it and run again", err=True)
+        sys.exit(1)

@@ -1,5 +1,8 @@
 """The command line: help with an example for every verb, and bad input in one line."""
 
+import os
+import resource
+import subprocess
 import sys
 
 import pytest
@@ -65,3 +68,18 @@ def test_debug_shows_the_traceback(monkeypatch, tmp_path):
     monkeypatch.setattr(sys, "argv", ["megatron-music", "--debug", "train", str(tmp_path / "nowhere.yaml")])
     with pytest.raises(InputError):
         cli.main()
+
+
+def test_a_disk_that_takes_no_more_is_one_line(tmp_path):
+    """A limit of the process on the size of files stands in for a full disk."""
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "song.txt").write_text("la")
+    command = [sys.executable, "-m", "megatron_music", "manifest", str(tmp_path / "in"), str(tmp_path / "out")]
+    limits = (resource.RLIMIT_FSIZE, (1, 1))
+    done = subprocess.run(
+        command, capture_output=True, text=True, env=os.environ | {"PYTHONDONTWRITEBYTECODE": "1"},
+        preexec_fn=lambda: resource.setrlimit(*limits),
+    )  # fmt: skip
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1), done.stderr
+    assert done.stderr.startswith("error: ") and "File too large" in done.stderr
+    assert not list((tmp_path / "out").glob("*.jsonl"))
