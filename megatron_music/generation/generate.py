@@ -123,7 +123,8 @@ def generate(
             tracks=tracks,
             instrumental=instrumental,
         )
-    for hint in [*tag_hints(request.tags, known or [request.tags]), *language_hints(request.lyrics, studio.tokenizer)]:
+    hints = tag_hints(request.tags, known) if known is not None else []
+    for hint in [*hints, *language_hints(request.lyrics, studio.tokenizer)]:
         say(f"hint: {hint}")
     requests = [replace(request, seed=request.seed + number) for number in range(songs)]
     recordings = studio.make(requests, settings, loudness_lufs=loudness_lufs, windows_at_once=windows_at_once)
