@@ -187,7 +187,7 @@ def build(
     typer.echo(corpus_table(out))
 
 
-@app.command(epilog="Example: megatron-music inspect runs/corpus/lyrics_to_song --document 3 --listen /tmp/listen")
+@app.command(epilog="Example: megatron-music inspect runs/corpus/lyrics_to_song --document 3 --listen heard")
 def inspect(
     prefix: Annotated[Path, typer.Argument(help="Source: CORPUS/NAME, or a corpus folder for a table of it.")],
     document: Annotated[int, typer.Option(min=0, help="Number of the document.")] = 0,

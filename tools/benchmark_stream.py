@@ -8,8 +8,8 @@ song through the whole run. The index is dropped from the page cache before.
 Loader: random tokens on disk, read step by step as one of 64 data-parallel processes reads them (``Loader``), in turns
 with megatron-core's blend over the same files.
 
-    python tools/benchmark_stream.py --scratch /tmp/stream
-    python tools/benchmark_stream.py --scratch /tmp/stream --tokens 100e9 --no-peer
+    python tools/benchmark_stream.py --scratch FOLDER
+    python tools/benchmark_stream.py --scratch FOLDER --tokens 100e9 --no-peer
 """
 
 import argparse

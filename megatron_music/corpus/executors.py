@@ -99,23 +99,18 @@ def run_local(
 ) -> None:
     """Runs those tasks of ``tasks`` that are ``left`` on processes of this machine, with a progress bar.
 
+    The tasks are datatrove's, the processes are not: its pool waits for ever for a worker that was killed.
+
     Raises what a task raises, and InputError where a worker was killed.
     """
     left = list(left)
     with Workers(workers) as pool:
-        executor = _LocalExecutor(list(pipeline), tasks, pool.processes, str(logs), skip_completed=False)
+        executor = LocalPipelineExecutor(list(pipeline), tasks, pool.processes, str(logs), skip_completed=False)
         for _ in track(pool.map(partial(_run_task, executor), left), what, total=len(left)):
             pass
 
 
-class _LocalExecutor(LocalPipelineExecutor):
-    """datatrove's executor without its pool, which waits for ever for a worker that was killed."""
-
-    def run(self) -> None:
-        raise NotImplementedError("run_local runs its tasks")
-
-
-def _run_task(executor: _LocalExecutor, task: int) -> None:
+def _run_task(executor: LocalPipelineExecutor, task: int) -> None:
     with _quiet():
         # Steps count what they do, each task for itself. A local rank of 0 would log to the terminal.
         deepcopy(executor)._run_for_rank(task, local_rank=1)
