@@ -351,9 +351,15 @@ def generate(
     guidance_after: Annotated[float, typer.Option(min=0.0, help="Guidance of the other sections.")] = 1.2,
 ) -> None:
     """Sing lyrics, or tags alone, with two models: vocals, accompaniment and mix."""
+    from megatron_music.generation.generate import Prompt
     from megatron_music.generation.generate import generate as generate_songs
     from megatron_music.generation.sampling import SamplingSettings
+    from megatron_music.generation.song import Models
 
+    models = Models(stage1, stage2, codec, weights, vocoder, vocabulary, tokenizer, device)
+    span = (reference_start, reference_end)
+    references = tuple(reference or ())
+    asked = Prompt(lyrics, tags, repeat, references, span, past, after, segments, instrumental, tracks, seed)
     settings = SamplingSettings(
         top_k=top_k,
         top_p=top_p,
@@ -364,34 +370,8 @@ def generate(
         guidance_first=guidance,
         guidance_rest=guidance_after,
     )
-    generate_songs(
-        out,
-        stage1=stage1,
-        stage2=stage2,
-        lyrics=lyrics,
-        tags=tags,
-        repeat=repeat,
-        seed=seed,
-        songs=songs,
-        segments=segments,
-        instrumental=instrumental,
-        tracks=tracks,
-        reference=reference or (),
-        reference_s=(reference_start, reference_end),
-        past=past,
-        after=after,
-        settings=settings,
-        loudness_lufs=loudness,
-        file_format=file_format,
-        known_tags=known_tags,
-        say=lambda line: typer.echo(line, err=True),
-        codec=codec,
-        weights=weights,
-        vocoder=vocoder,
-        vocabulary=vocabulary,
-        tokenizer=tokenizer,
-        device=device,
-    )
+    form = {"songs": songs, "loudness_lufs": loudness, "file_format": file_format, "known_tags": known_tags}
+    generate_songs(out, models, asked, settings, **form, say=lambda line: typer.echo(line, err=True))
 
 
 @app.command(epilog="Example: megatron-music evaluate model hf corpus/lyrics_to_song corpus/lyrics_to_song_held_out")

@@ -57,13 +57,11 @@ class Recording:
             (folder / "song.json").write_text(readable_json(self.record), encoding="utf-8")
 
 
-class Studio:
-    """Two models, their codec and perhaps vocoders, for as many songs as are asked for.
+@dataclass(frozen=True)
+class Models:
+    """Two models, what goes with them, and where they run.
 
-    Folders and codec are opened and checked at once; a network's weights are read when a song needs them. The network
-    of one stage leaves the memory before the other comes in, unless ``keep_networks`` is set.
-
-    Args:
+    Attributes:
         stage1, stage2: folders that `export` wrote, or released ones.
         codec: a codec of the models' vocabulary; None takes its default one.
         weights: the codec's weights; None takes the folder ``codec`` that the models carry.
@@ -71,44 +69,57 @@ class Studio:
         vocabulary, tokenizer: for model folders that carry none, see ``ModelFolder.open``.
         device: None takes a GPU where there is one.
         dtype: "float32", "bfloat16" or "auto" (as stored); None takes float32 on a CPU and "auto" on a GPU.
+    """
+
+    stage1: str | Path | None = None
+    stage2: str | Path | None = None
+    codec: str | None = None
+    weights: str | Path | None = None
+    vocoder: str | Path | None = None
+    vocabulary: str | Path | None = None
+    tokenizer: str | Path | None = None
+    device: str | None = None
+    dtype: str | None = None
+
+    def folders(self) -> tuple[ModelFolder, ModelFolder]:
+        """Both model folders, opened and checked against each other; raises InputError."""
+        for name, folder in (("stage1", self.stage1), ("stage2", self.stage2)):
+            if folder is None:
+                raise InputError(f"--{name}", "is missing", "name a model folder")
+        first, second = (ModelFolder.open(path, self.vocabulary, self.tokenizer) for path in (self.stage1, self.stage2))
+        check_pair(first, second)
+        return first, second
+
+
+class Studio:
+    """Models with their codec and perhaps vocoders, for as many songs as are asked for.
+
+    Folders and codec are opened and checked at once; a network's weights are read when a song needs them. The network
+    of one stage leaves the memory before the other comes in, unless ``keep_networks`` is set.
 
     Raises:
         InputError: a folder lacks something, or the parts do not belong together.
     """
 
-    def __init__(
-        self,
-        stage1: str | Path,
-        stage2: str | Path,
-        *,
-        codec: str | None = None,
-        weights: str | Path | None = None,
-        vocoder: str | Path | None = None,
-        vocabulary: str | Path | None = None,
-        tokenizer: str | Path | None = None,
-        device: str | None = None,
-        dtype: str | None = None,
-        keep_networks: bool = False,
-    ):
+    def __init__(self, models: Models, keep_networks: bool = False):
         import torch
 
         from megatron_music.generation.stage2 import WindowForm
 
-        self.folders = tuple(ModelFolder.open(path, vocabulary, tokenizer) for path in (stage1, stage2))
-        check_pair(*self.folders)
-        self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        self.dtype = dtype or ("float32" if self.device == "cpu" else "auto")
+        self.folders = models.folders()
+        self.device = models.device or ("cuda" if torch.cuda.is_available() else "cpu")
+        self.dtype = models.dtype or ("float32" if self.device == "cpu" else "auto")
         self.tokenizer = self.folders[0].tokenizer()
-        self.codec_range = self.folders[0].vocabulary.codec(codec)
+        self.codec_range = self.folders[0].vocabulary.codec(models.codec)
         self.form = WindowForm.of(self.folders[1], self.codec_range)
-        self.weights, self.vocoder_folder = weights, vocoder
-        self.codec = open_codec(self.folders, self.codec_range.name, weights, self.device)
+        self.weights, self.vocoder_folder = models.weights, models.vocoder
+        self.codec = open_codec(self.folders, self.codec_range.name, models.weights, self.device)
         self.vocoders: dict[str, Vocoder] = {}
-        if vocoder is not None:
+        if models.vocoder is not None:
             from megatron_music.audio.vocoder import check_vocoders, load_vocoders
 
-            self.vocoders = load_vocoders(vocoder, self.device)
-            check_vocoders(self.vocoders, self.codec, vocoder)
+            self.vocoders = load_vocoders(models.vocoder, self.device)
+            check_vocoders(self.vocoders, self.codec, models.vocoder)
         self._keep, self._networks = keep_networks, {}
 
     def reference(self, paths: Sequence[str | Path], start_s: float = 0.0, end_s: float = 30.0) -> Reference:

@@ -121,9 +121,7 @@ def read_state(checkpoint: Path) -> CheckpointState:
     """State of a checkpoint folder; raises InputError where it is not one."""
     path = checkpoint / STATE
     if not path.is_file():
-        raise InputError(
-            checkpoint, f"is not a checkpoint: no {STATE}", "name one such as RUN/checkpoints/step_000100"
-        )
+        raise InputError(checkpoint, f"is not a checkpoint: no {STATE}", "name one such as RUN/checkpoints/step_000100")
     try:
         return CheckpointState(**read_json(path))
     except TypeError:

@@ -5,11 +5,11 @@ import shutil
 
 import numpy as np
 import pytest
+from singing import generate
 
 from megatron_music.audio.embedded import EmbeddedCodec
 from megatron_music.audio.files import write_audio
 from megatron_music.errors import InputError
-from megatron_music.generation.generate import generate
 from megatron_music.generation.sampling import SamplingSettings
 
 SHORTEST = SamplingSettings(min_new_tokens=2, max_new_tokens=2)

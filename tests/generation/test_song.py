@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import soundfile
 import yaml
+from singing import generate
 from typer.testing import CliRunner
 
 from megatron_music.audio import vocoder as vocoder_module
@@ -14,10 +15,9 @@ from megatron_music.audio.files import resample, write_audio
 from megatron_music.audio.loudness import integrated_loudness
 from megatron_music.cli import app
 from megatron_music.errors import InputError
-from megatron_music.generation.generate import generate
 from megatron_music.generation.request import SongRequest, Stopped, Watch
 from megatron_music.generation.sampling import SamplingSettings
-from megatron_music.generation.song import Studio, mixed
+from megatron_music.generation.song import Models, Studio, mixed
 
 SETTINGS = SamplingSettings(min_new_tokens=20, max_new_tokens=60)
 TEXTS = ["[verse]\nla la la\n\n", "[chorus]\nsing with me\n\n"]
@@ -120,7 +120,7 @@ def test_a_song_is_repeated_from_its_json(prompt, tmp_path, codec):
 
 
 def test_a_reference_is_cut_out_of_the_codes_of_the_whole_file(folders, codec, tmp_path):
-    studio = Studio(**folders)
+    studio = Studio(Models(**folders))
     tracks = np.random.default_rng(0).integers(0, 16, (2, 4, 100)).astype(np.int16)
     paths = [tmp_path / "vocals.wav", tmp_path / "accompaniment.wav"]
     for path, codes_KT in zip(paths, tracks, strict=True):
@@ -234,7 +234,7 @@ def test_callbacks_reach_both_stages_and_a_stop_writes_nothing(folders):
         on_segment=lambda *place: told["segment"].append(place),
         on_frame=lambda *place: told["frame"].append(place),
     )
-    studio = Studio(**folders, keep_networks=True)
+    studio = Studio(Models(**folders), keep_networks=True)
     (recording,) = studio.make([SongRequest("pop", tuple(TEXTS))], SETTINGS, watch=watch)
     assert told["segment"] == [(0, 0, 2), (0, 1, 2)]
     assert told["token"] == sum(len(segment["audio"]) for segment in recording.record["segments"])
@@ -246,7 +246,7 @@ def test_callbacks_reach_both_stages_and_a_stop_writes_nothing(folders):
 
 def test_with_vocoders_the_song_has_their_rate_and_the_codecs_lows(folders, monkeypatch):
     """The path through the vocoders, with one that writes two tones; the network has tests of its own."""
-    studio = Studio(**folders)
+    studio = Studio(Models(**folders))
 
     class Tone:
         hop_samples = 882
@@ -277,7 +277,7 @@ def test_with_vocoders_the_song_has_their_rate_and_the_codecs_lows(folders, monk
 
 def test_vocoders_of_another_codec_are_refused(folders, tmp_path):
     with pytest.raises(InputError, match="none: no such folder"):
-        Studio(**folders, vocoder=tmp_path / "none")
+        Studio(Models(**folders, vocoder=tmp_path / "none"))
 
 
 @pytest.mark.parametrize(
