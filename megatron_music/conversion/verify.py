@@ -13,7 +13,8 @@ from megatron_music.conversion.weight_files import WeightFiles
 from megatron_music.engine.processes import launch
 from megatron_music.errors import InputError
 from megatron_music.progress import track
-from megatron_music.recipe.recipe import Layout, Network, Optimizer, Recipe
+from megatron_music.recipe.layout import Layout
+from megatron_music.recipe.recipe import Network, Optimizer, Recipe
 from megatron_music.training.base import holds_adapters
 from megatron_music.training.run_folder import read_network
 

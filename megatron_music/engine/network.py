@@ -1,7 +1,5 @@
 """The Llama network, assembled from megatron-core's parts for this process' place in the layout."""
 
-from importlib.util import find_spec
-
 import torch
 from megatron.core import parallel_state, tensor_parallel
 from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
@@ -10,6 +8,7 @@ from megatron.core.transformer.module import Float16Module
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
 from megatron.core.transformer.transformer_config import TransformerConfig
 
+from megatron_music.engine.hardware import transformer_engine_present
 from megatron_music.engine.kernels import VocabularyCrossEntropy
 from megatron_music.engine.layers import local_block_spec
 from megatron_music.engine.linear import ColumnLinear
@@ -17,15 +16,10 @@ from megatron_music.engine.lora import add_adapters
 from megatron_music.recipe.recipe import Recipe
 
 
-def transformer_engine_present() -> bool:
-    """Whether Transformer Engine's layers can be used: it is installed and there is a GPU."""
-    return torch.cuda.is_available() and find_spec("transformer_engine") is not None
-
-
 def transformer_config(recipe: Recipe) -> TransformerConfig:
     """Megatron-core's configuration of the recipe's network, layout and precision."""
     network, layout = recipe.network, recipe.layout
-    dtype = torch.bfloat16 if recipe.precision == "bf16" else torch.float32
+    dtype = torch.bfloat16 if recipe.is_bf16 else torch.float32
     on_gpu, fused = torch.cuda.is_available(), transformer_engine_present()
     return TransformerConfig(
         num_layers=network.layers,
@@ -47,7 +41,7 @@ def transformer_config(recipe: Recipe) -> TransformerConfig:
         sequence_parallel=layout.sequence,
         params_dtype=dtype,
         pipeline_dtype=dtype,
-        bf16=recipe.precision == "bf16",
+        bf16=recipe.is_bf16,
         use_cpu_initialization=not on_gpu,
         # Gloo mixes up batched sends and receives: stages then train on each other's tensors without an error.
         batch_p2p_comm=on_gpu,

@@ -13,7 +13,7 @@ import torch
 import torch.multiprocessing as multiprocessing
 
 from megatron_music.errors import InputError
-from megatron_music.recipe.recipe import Layout
+from megatron_music.recipe.layout import Layout
 
 
 def started_by_a_launcher() -> bool:

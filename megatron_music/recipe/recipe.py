@@ -10,6 +10,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from megatron_music.errors import InputError
 from megatron_music.files import read_yaml, write_text
 from megatron_music.recipe.fields import Count, Ratio, RelativePath, Strict
+from megatron_music.recipe.layout import Layout
 from megatron_music.recipe.mixture import Mixture, members, solve
 
 
@@ -41,29 +42,6 @@ class Network(Strict):
         if self.attention_heads % self.key_value_heads:
             raise ValueError(f"attention_heads {self.attention_heads} is not a multiple of key_value_heads "
                              f"{self.key_value_heads}; change one of them")  # fmt: skip
-        return self
-
-
-class Layout(Strict):
-    """How one model is spread over processes; what is left of the processes is data parallelism."""
-
-    tensor: int = Field(1, gt=0, description="processes that share every matrix")
-    pipeline: int = Field(1, gt=0, description="processes that hold consecutive layers")
-    interleave: int = Field(1, gt=0, description="runs of layers on each pipeline process")
-    sequence: bool = Field(False, description="norms and residuals split along the sequence over `tensor` processes")
-    overlap: bool = Field(True, description="reduce gradients and gather parameters while computing")
-
-    @property
-    def model_processes(self) -> int:
-        """Processes that hold one copy of the model."""
-        return self.tensor * self.pipeline
-
-    @model_validator(mode="after")
-    def _consistent(self) -> Self:
-        if self.sequence and self.tensor == 1:
-            raise ValueError("sequence parallelism needs tensor above 1; set sequence: false or raise tensor")
-        if self.interleave > 1 and self.pipeline == 1:
-            raise ValueError("interleave needs pipeline above 1; set interleave: 1 or raise pipeline")
         return self
 
 
@@ -170,7 +148,9 @@ class Recipe(Strict):
     vocabulary: RelativePath
     corpus: RelativePath
     run: RelativePath
-    precision: Literal["bf16", "fp32"] = "bf16"
+    precision: Literal["bf16", "fp32", "fp8-delayed", "fp8-tensorwise", "fp8-blockwise"] = Field(
+        "bf16", description="of activations and weights; fp8-*: BF16 with the layers' matrix products in FP8, by how "
+        "it is scaled")  # fmt: skip
     network: Network
     layout: Layout = Layout()
     optimizer: Optimizer = Optimizer()
@@ -201,18 +181,50 @@ class Recipe(Strict):
         if network.layers % stages:
             raise ValueError(f"network.layers {network.layers} is not a multiple of layout.pipeline x "
                              f"layout.interleave = {stages}; change one of them")  # fmt: skip
+        if (layout.recompute_layers or 0) > network.layers // stages:
+            raise ValueError(f"layout.recompute_layers {layout.recompute_layers} is above the "
+                             f"{network.layers // stages} layers of a stage; lower it, or leave it out for all of "
+                             "them")  # fmt: skip
+        if self.lora is not None and self.needs_transformer_engine is not None:
+            raise ValueError(f"{self.needs_transformer_engine} needs Transformer Engine's layers, which take no "
+                             "`lora`; leave one of them out")  # fmt: skip
         for phase in self.phases:
             where = f"phase {phase.name!r}: "
             if phase.context_tokens > network.position_limit:
                 raise ValueError(f"{where}context_tokens {phase.context_tokens} is above network.position_limit "
                                  f"{network.position_limit}; raise the limit or shorten the context")  # fmt: skip
-            if layout.sequence and phase.context_tokens % layout.tensor:
-                raise ValueError(f"{where}context_tokens {phase.context_tokens} is not a multiple of layout.tensor "
-                                 f"{layout.tensor}, which layout.sequence needs")  # fmt: skip
+            if layout.context > 1 and phase.context_tokens % (2 * layout.context):
+                raise ValueError(f"{where}context_tokens {phase.context_tokens} is not a multiple of 2 x "
+                                 f"layout.context = {2 * layout.context}; change one of them")  # fmt: skip
+            if layout.sequence and phase.context_tokens % (layout.tensor * layout.context):
+                raise ValueError(f"{where}context_tokens {phase.context_tokens} is not a multiple of layout.tensor x "
+                                 f"layout.context = {layout.tensor * layout.context}, which layout.sequence "
+                                 "needs; change one of them")  # fmt: skip
             if phase.batch_sequences % phase.micro_batch_sequences:
                 raise ValueError(f"{where}batch_sequences {phase.batch_sequences} is not a multiple of "
                                  f"micro_batch_sequences {phase.micro_batch_sequences}; change one")  # fmt: skip
         return self
+
+    @property
+    def is_bf16(self) -> bool:
+        """Whether weights and activations are BF16, with master weights and gradients in FP32; else all is FP32."""
+        return self.precision != "fp32"
+
+    @property
+    def fp8_scaling(self) -> Literal["delayed", "tensorwise", "blockwise"] | None:
+        """How numbers are scaled into FP8's range: by earlier steps' largest, the tensor's, or that of each block."""
+        return self.precision.removeprefix("fp8-") if self.precision.startswith("fp8-") else None
+
+    @property
+    def needs_transformer_engine(self) -> str | None:
+        """The first of the fields that only Transformer Engine's layers can serve, with its value."""
+        layout = self.layout
+        needs = {
+            f"precision: {self.precision}": self.fp8_scaling is not None,
+            f"layout.context: {layout.context}": layout.context > 1,
+            "layout.tensor_overlap: true": layout.tensor_overlap,
+        }
+        return next((field for field, is_set in needs.items() if is_set), None)
 
     @property
     def source_names(self) -> tuple[str, ...]:
@@ -258,7 +270,7 @@ class Recipe(Strict):
         """Copies of the model on ``processes`` processes; raises InputError where layout or batches do not divide."""
         layout = self.layout
         if processes % layout.model_processes:
-            raise InputError("layout", f"{processes} processes are not a multiple of tensor x pipeline = "
+            raise InputError("layout", f"{processes} processes are not a multiple of tensor x pipeline x context = "
                              f"{layout.model_processes}", "change --processes or the layout")  # fmt: skip
         copies = processes // layout.model_processes
         for index, phase in enumerate(self.phases):

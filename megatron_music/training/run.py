@@ -47,8 +47,10 @@ def check(recipe: Recipe, processes: int, branch_from: Path | None = None) -> No
     """Raises a one-line InputError for whatever would stop the run later; starts nothing."""
     from megatron_music.corpus.blend import run_stream
     from megatron_music.corpus.indexed import IndexedSource
+    from megatron_music.engine.hardware import check_hardware
 
     recipe.data_processes(processes)
+    check_hardware(recipe)
     vocabulary = Vocabulary.load(recipe.vocabulary)
     if vocabulary.padded_size % recipe.layout.tensor:
         what = f"{vocabulary.padded_size} is not a multiple of layout.tensor {recipe.layout.tensor}"

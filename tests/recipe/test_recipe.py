@@ -175,7 +175,14 @@ def test_flops_of_the_half_billion_network():
         ("phases.0.tokens", 1.5, "1.5 is not a whole number"),
         ("phases.0.tokens", True, "is a truth value"),
         ("phases.0.context_tokens", 128, "context_tokens 128 is above network.position_limit 64"),
-        ("phases.0.context_tokens", 63, "is not a multiple of layout.tensor 2"),
+        ("phases.0.context_tokens", 63, "is not a multiple of layout.tensor x layout.context = 2"),
+        ("layout.context", 3, "context_tokens 64 is not a multiple of 2 x layout.context = 6; change one of them"),
+        ("layout.context", 64, "context_tokens 64 is not a multiple of 2 x layout.context = 128"),
+        ("layout", {"tensor_overlap": True}, "layout: tensor_overlap needs sequence parallelism"),
+        ("layout.recompute", "some", "layout.recompute: "),
+        ("layout.recompute_layers", 1, "layout: recompute_layers needs recompute: full"),
+        ("layout", {"pipeline": 2, "recompute": "full", "recompute_layers": 3}, "recompute_layers 3 is above the 2"),
+        ("layout", {"recompute": "full", "cuda_graphs": True}, "cuda_graphs can't hold recompute: full"),
         ("phases.0.micro_batch_sequences", 3, "is not a multiple of micro_batch_sequences 3"),
         ("phases.0.mixture", {}, "phases[0].mixture: names no source"),
         ("phases.0.mixture.songs", "a/b", "'a/b' is not a number or a fraction"),
@@ -214,6 +221,33 @@ def test_a_bad_override_is_refused(load, override, message):
     assert message in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("override", "field"),
+    [
+        ("precision=fp8-blockwise", "precision: fp8-blockwise"),
+        ("layout.context=2", "layout.context: 2"),
+        ("layout.tensor_overlap=true", "layout.tensor_overlap: true"),
+    ],
+)
+def test_what_only_transformer_engine_has_is_told_and_takes_no_adapters(load, override, field):
+    assert load().needs_transformer_engine is None
+    assert load(override).needs_transformer_engine == field
+    with pytest.raises(InputError, match=f"{field} needs Transformer Engine's layers, which take no `lora`"):
+        load(override, "lora={rank: 2, alpha: 4}")
+
+
+def test_precisions_are_told_by_what_they_mean(load):
+    meanings = {name: (load(f"precision={name}").is_bf16, load(f"precision={name}").fp8_scaling) for name in
+                ("fp32", "bf16", "fp8-delayed", "fp8-tensorwise", "fp8-blockwise")}  # fmt: skip
+    assert meanings == {
+        "fp32": (False, None),
+        "bf16": (True, None),
+        "fp8-delayed": (True, "delayed"),
+        "fp8-tensorwise": (True, "tensorwise"),
+        "fp8-blockwise": (True, "blockwise"),
+    }
+
+
 def test_two_phases_of_one_name_are_refused(content, load):
     content["phases"] = content["phases"] * 2
     with pytest.raises(InputError, match="two phases are named 'only'"):
@@ -232,7 +266,8 @@ def test_a_missing_field_and_a_file_that_is_not_yaml_are_named(content, load, tm
 def test_processes_and_batches_have_to_divide(load):
     recipe = load()
     assert recipe.data_processes(8) == 4
-    with pytest.raises(InputError, match="3 processes are not a multiple of tensor x pipeline = 2"):
+    assert load("layout.context=4").data_processes(16) == 2
+    with pytest.raises(InputError, match="3 processes are not a multiple of tensor x pipeline x context = 2"):
         recipe.data_processes(3)
     with pytest.raises(InputError, match=r"phases\[0\].batch_sequences: 4 is not a multiple of 8 data-parallel"):
         recipe.data_processes(16)
