@@ -5,8 +5,9 @@ from fractions import Fraction
 
 from megatron_music.corpus.blend import Stock, check_supply, epoch_limits, read_stocks, token_shares, tokens_given
 from megatron_music.recipe.mixture import members, solve
+from megatron_music.recipe.phase import LearningRate, Phase
 from megatron_music.recipe.phases import phase_spans
-from megatron_music.recipe.recipe import LearningRate, Recipe
+from megatron_music.recipe.recipe import Recipe
 from megatron_music.tables import short_count, table
 
 _LARGEST_DENOMINATOR = 999
@@ -41,8 +42,13 @@ def phase_table(recipe: Recipe) -> str:
         steps = f"{span.first_step + 1:,}-{span.last_step:,}" if span.steps else "none"
         tokens = short_count(span.last_token - span.first_token)
         rows.append([phase.name, _rate(phase.learning_rate), steps, tokens, f"{phase.context_tokens:,}",
-                     f"{phase.batch_sequences:,}"])  # fmt: skip
+                     _batch(phase)])  # fmt: skip
     return table(rows, left=2)
+
+
+def _batch(phase: Phase) -> str:
+    """Sequences of a step, from the first to the last where they grow."""
+    return " to ".join(f"{sequences:,}" for sequences in dict.fromkeys((phase.batch_sizes[0], phase.batch_sequences)))
 
 
 def _rate(rate: LearningRate) -> str:

@@ -139,7 +139,7 @@ def run_stream(recipe: Recipe) -> SampleStream:
     phases = [
         PhaseData(
             context_tokens=span.phase.context_tokens,
-            samples=span.steps * span.phase.batch_sequences,
+            samples=span.last_sequence - span.first_sequence,
             weights={source: float(share) for source, share in of_phase.items()},
         )
         for span, of_phase in zip(phase_spans(recipe), shares, strict=True)

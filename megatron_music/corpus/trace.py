@@ -8,7 +8,7 @@ from megatron_music.corpus.build import REJECTS
 from megatron_music.corpus.contents import read_documents_of_song
 from megatron_music.corpus.stream import SampleStream
 from megatron_music.errors import InputError
-from megatron_music.recipe.phases import PhaseSpan, phase_spans
+from megatron_music.recipe.phases import PhaseSpan, phase_spans, step_of_sequence
 from megatron_music.recipe.recipe import Recipe
 from megatron_music.songs.manifest import stream_rejects
 
@@ -63,7 +63,7 @@ def _occurrences(stream: SampleStream, spans: list[PhaseSpan], name: str, docume
             first = epoch * source.source.total_tokens + source.order(epoch).first_token(document)
             for piece in stream.samples_with(name, first, first + int(source.source.lengths[document])):
                 span = spans[piece.phase]
-                step = span.first_step + (piece.sample - span.first_sequence) // span.phase.batch_sequences + 1
+                step = step_of_sequence(span, piece.sample) + 1
                 offset = piece.position - first
                 yield Occurrence(piece.sample, step, span.phase.name, name, epoch, document, piece.start, piece.stop,
                                  offset)  # fmt: skip

@@ -9,9 +9,10 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from megatron_music.errors import InputError
 from megatron_music.files import read_yaml, write_text
-from megatron_music.recipe.fields import Count, Ratio, RelativePath, Strict
+from megatron_music.recipe.fields import Ratio, RelativePath, Strict
 from megatron_music.recipe.layout import Layout
-from megatron_music.recipe.mixture import Mixture, members, solve
+from megatron_music.recipe.mixture import members, solve
+from megatron_music.recipe.phase import Phase
 
 
 class Network(Strict):
@@ -68,45 +69,6 @@ class Lora(Strict):
     def scale(self) -> float:
         """What the product of an adapter's matrices is multiplied by."""
         return self.alpha / self.rank
-
-
-class LearningRate(Strict):
-    """A learning rate over the tokens of one phase, from ``start`` to ``end``."""
-
-    shape: Literal["constant", "linear", "cosine"]
-    start: float = Field(ge=0)
-    end: float = Field(ge=0)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _constant(cls, value: Any) -> Any:
-        # YAML reads 3e-4, without a point, as text; the fields take text that spells a number.
-        if isinstance(value, int | float | str) and not isinstance(value, bool):
-            return {"shape": "constant", "start": value, "end": value}
-        return value
-
-    @model_validator(mode="after")
-    def _flat(self) -> Self:
-        if self.shape == "constant" and self.start != self.end:
-            raise ValueError("a constant learning rate needs start equal to end; or choose linear or cosine")
-        return self
-
-
-class Phase(Strict):
-    """A stretch of training with one context length, batch, mixture and learning-rate shape."""
-
-    name: str = Field(min_length=1)
-    tokens: Count = Field(gt=0)
-    context_tokens: Count = Field(gt=1)
-    batch_sequences: int = Field(gt=0, description="sequences of one optimizer step, over all processes")
-    micro_batch_sequences: int = Field(1, gt=0, description="sequences of one forward pass on one process")
-    learning_rate: LearningRate
-    mixture: Mixture
-
-    @property
-    def step_tokens(self) -> int:
-        """Tokens of one optimizer step."""
-        return self.context_tokens * self.batch_sequences
 
 
 class Validation(Strict):
@@ -200,9 +162,11 @@ class Recipe(Strict):
                 raise ValueError(f"{where}context_tokens {phase.context_tokens} is not a multiple of layout.tensor x "
                                  f"layout.context = {layout.tensor * layout.context}, which layout.sequence "
                                  "needs; change one of them")  # fmt: skip
-            if phase.batch_sequences % phase.micro_batch_sequences:
-                raise ValueError(f"{where}batch_sequences {phase.batch_sequences} is not a multiple of "
-                                 f"micro_batch_sequences {phase.micro_batch_sequences}; change one")  # fmt: skip
+            for sequences in phase.batch_sizes:
+                if sequences % phase.micro_batch_sequences:
+                    field, batch = _batch(phase, sequences)
+                    raise ValueError(f"{where}{field}: {batch} is not a multiple of micro_batch_sequences "
+                                     f"{phase.micro_batch_sequences}; change one")  # fmt: skip
         return self
 
     @property
@@ -274,16 +238,26 @@ class Recipe(Strict):
                              f"{layout.model_processes}", "change --processes or the layout")  # fmt: skip
         copies = processes // layout.model_processes
         for index, phase in enumerate(self.phases):
-            micro_batches, rest = divmod(phase.batch_sequences, copies * phase.micro_batch_sequences)
-            if rest:
-                raise InputError(f"phases[{index}].batch_sequences", f"{phase.batch_sequences} is not a multiple of "
-                                 f"{copies} data-parallel processes x micro_batch_sequences "
-                                 f"{phase.micro_batch_sequences}", "change one of them")  # fmt: skip
-            if layout.interleave > 1 and micro_batches % layout.pipeline:
-                raise InputError(f"phases[{index}].batch_sequences", f"gives {micro_batches} micro-batches a process, "
-                                 f"not a multiple of layout.pipeline {layout.pipeline}, which layout.interleave needs",
-                                 "change the batch")  # fmt: skip
+            for sequences in phase.batch_sizes:
+                field, batch = _batch(phase, sequences)
+                where = f"phases[{index}].{field}"
+                micro_batches, rest = divmod(sequences, copies * phase.micro_batch_sequences)
+                if rest:
+                    raise InputError(where, f"{batch} is not a multiple of {copies} data-parallel processes x "
+                                     f"micro_batch_sequences {phase.micro_batch_sequences}",
+                                     "change one of them")  # fmt: skip
+                if layout.interleave > 1 and micro_batches % layout.pipeline:
+                    raise InputError(where, f"{batch} gives {micro_batches} micro-batches a process, not a multiple of "
+                                     f"layout.pipeline {layout.pipeline}, which layout.interleave needs",
+                                     "change the batch")  # fmt: skip
         return copies
+
+
+def _batch(phase: Phase, sequences: int) -> tuple[str, str]:
+    """Field and value of a batch, for an error: the phase's whole one or one on the way there."""
+    if sequences == phase.batch_sequences:
+        return "batch_sequences", str(sequences)
+    return "batch_ramp", f"a batch of {sequences} on the way to {phase.batch_sequences}"
 
 
 def parse_strict(model: type[Strict], content: dict[str, Any], path: str | Path) -> Any:

@@ -47,7 +47,5 @@ class Loader:
         self._reader.shutdown(cancel_futures=True)
 
     def _read(self, step: Step) -> list[Batch]:
-        phase = step.span.phase
-        return batches_of(
-            self.stream, step.first_sequence, phase.batch_sequences, phase.micro_batch_sequences, self.rank, self.copies
-        )
+        size = step.span.phase.micro_batch_sequences
+        return batches_of(self.stream, step.first_sequence, step.batch_sequences, size, self.rank, self.copies)

@@ -4,8 +4,9 @@ import math
 
 import pytest
 
-from megatron_music.recipe.phases import learning_rate_at, phase_spans, step_at
-from megatron_music.recipe.recipe import LearningRate, Recipe
+from megatron_music.recipe.phase import BatchRamp, LearningRate
+from megatron_music.recipe.phases import learning_rate_at, phase_spans, step_at, step_of_sequence
+from megatron_music.recipe.recipe import Recipe
 
 
 @pytest.fixture
@@ -81,3 +82,67 @@ def test_the_published_warm_up_ends_with_the_step_that_reaches_240_billion_token
     assert last.learning_rate == pytest.approx(3e-4 * last.tokens_before / 240e9)
     assert following.learning_rate == 3e-4
     assert spans[-1].last_token - 1.77e12 < step_tokens
+
+
+@pytest.fixture
+def ramped(recipe):
+    """Phase b with batches of 2, 4, 6 and 8 of 32 tokens: 300 tokens of ramp are 100 for each addition."""
+    ramp = BatchRamp(start_sequences=2, add_sequences=2, tokens=300)
+    second = recipe.phases[1].model_copy(update={"tokens": 1000, "batch_sequences": 8, "batch_ramp": ramp})
+    return recipe.model_copy(update={"phases": [recipe.phases[0], second, recipe.phases[2]]})
+
+
+def test_a_ramp_adds_to_the_batch_after_equal_parts_of_its_tokens(ramped):
+    spans = phase_spans(ramped)
+    # The phase is planned from token 150 and begins at 192. A step has the batch of the tokens before it: below 250,
+    # 350, 450 and from there on, until 1150 is reached.
+    steps = [step_at(spans, index) for index in range(3, spans[1].last_step)]
+    assert [step.tokens_before for step in steps] == [192, 256, 384, 576, 832, 1088]
+    assert [step.batch_sequences for step in steps] == [2, 4, 6, 8, 8, 8]
+    assert [step.first_sequence for step in steps] == [6, 8, 12, 18, 26, 34]
+    assert [step.learning_rate for step in steps] == [1] * 6
+    assert (spans[1].last_token, spans[1].last_sequence) == (1344, 42)
+    following = step_at(spans, spans[1].last_step)
+    assert (following.span.phase.name, following.tokens_before, following.first_sequence) == ("c", 1344, 42)
+    assert following.tokens == 128 and spans[2].last_step - spans[2].first_step == 1
+
+
+def test_a_batch_of_a_ramp_that_the_phase_before_has_used_up_is_left_out(ramped):
+    short = ramped.phases[1].model_copy(update={"batch_ramp": BatchRamp(start_sequences=2, add_sequences=2, tokens=60)})
+    spans = phase_spans(ramped.model_copy(update={"phases": [ramped.phases[0], short, ramped.phases[2]]}))
+    # 42 tokens over: the additions after 20 and 40 tokens are done, the one after 60 comes a step later.
+    assert [step_at(spans, index).batch_sequences for index in range(3, 6)] == [6, 8, 8]
+
+
+def test_every_sequence_has_its_step(ramped):
+    spans = phase_spans(ramped)
+    for index in range(spans[-1].last_step):
+        step = step_at(spans, index)
+        sequences = range(step.first_sequence, step.first_sequence + step.batch_sequences)
+        assert {step_of_sequence(step.span, sequence) for sequence in sequences} == {index}
+
+
+def test_a_ramp_of_a_real_run_is_found_without_walking_through_it(repository):
+    ramp = "phases.warm-up.batch_ramp={start_sequences: 48, add_sequences: 48, tokens: 30B}"
+    span, *_ = phase_spans(Recipe.load(repository / "examples" / "yue_7b.yaml", [ramp]))
+    assert [stretch.batch_sequences for stretch in span.stretches] == list(range(48, 769, 48))
+    for number, stretch in enumerate(span.stretches[:-1], start=1):
+        step_tokens = stretch.batch_sequences * 8192
+        assert stretch.last_token - step_tokens < number * 2 * 10**9 <= stretch.last_token
+    assert span.last_token - 768 * 8192 < 240 * 10**9 <= span.last_token
+
+
+def test_three_phases_compose_warm_up_stable_and_decay(recipe):
+    """WSD (https://arxiv.org/abs/2404.06395): every phase is 640 tokens, ten steps of 64."""
+    shapes = [("warm-up", "linear", 0, 1e-2), ("stable", "constant", 1e-2, 1e-2), ("decay", "linear", 1e-2, 1e-3)]
+    phases = [
+        recipe.phases[0].model_copy(
+            update={"name": name, "tokens": 640, "learning_rate": LearningRate(shape=shape, start=start, end=end)}
+        )
+        for name, shape, start, end in shapes
+    ]
+    spans = phase_spans(recipe.model_copy(update={"phases": phases}))
+    rates = [step_at(spans, index).learning_rate for index in range(30)]
+    assert rates[:10] == pytest.approx([k * 1e-3 for k in range(10)])
+    assert rates[10:20] == [1e-2] * 10
+    assert rates[20:] == pytest.approx([1e-2 - k * 9e-4 for k in range(10)])

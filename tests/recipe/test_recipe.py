@@ -10,6 +10,7 @@ from megatron_music.recipe.flops import flops_per_token, parameter_count
 from megatron_music.recipe.mixture import solve
 from megatron_music.recipe.recipe import Network, Recipe
 
+RAMP = {"start_sequences": 1, "add_sequences": 3, "tokens": 500}
 YUE = ["yue_7b", "yue_2b", "yue_0.5b", "yue_stage2"]
 
 
@@ -184,6 +185,10 @@ def test_flops_of_the_half_billion_network():
         ("layout", {"pipeline": 2, "recompute": "full", "recompute_layers": 3}, "recompute_layers 3 is above the 2"),
         ("layout", {"recompute": "full", "cuda_graphs": True}, "cuda_graphs can't hold recompute: full"),
         ("phases.0.micro_batch_sequences", 3, "is not a multiple of micro_batch_sequences 3"),
+        ("phases.0.batch_ramp", RAMP | {"start_sequences": 4}, "start_sequences 4 is not below batch_sequences 4"),
+        ("phases.0.batch_ramp", RAMP | {"add_sequences": 2}, "does not lead from start_sequences 1 to batch_sequences"),
+        ("phases.0.batch_ramp", RAMP | {"tokens": "2k"}, "batch_ramp.tokens 2000 is above the phase's tokens 1000"),
+        ("phases.0.batch_ramp", RAMP | {"samples": 3}, "phases[0].batch_ramp.samples: unknown field"),
         ("phases.0.mixture", {}, "phases[0].mixture: names no source"),
         ("phases.0.mixture.songs", "a/b", "'a/b' is not a number or a fraction"),
         ("phases.0.mixture.songs", -1, "must be above 0"),
@@ -271,3 +276,14 @@ def test_processes_and_batches_have_to_divide(load):
         recipe.data_processes(3)
     with pytest.raises(InputError, match=r"phases\[0\].batch_sequences: 4 is not a multiple of 8 data-parallel"):
         recipe.data_processes(16)
+
+
+def test_every_batch_of_a_ramp_has_to_divide(content, load):
+    content["phases"][0] |= {"batch_sequences": 12, "batch_ramp": RAMP | {"start_sequences": 6}}
+    assert load().phases[0].batch_sizes == [6, 9, 12]
+    assert load().data_processes(6) == 3
+    with pytest.raises(InputError, match=r"phases\[0\].batch_ramp: a batch of 9 on the way to 12 is not a "):
+        load().data_processes(4)
+    content["phases"][0] |= {"micro_batch_sequences": 2}
+    with pytest.raises(InputError, match="'only': batch_ramp: a batch of 9 on the way to 12 is not a"):
+        load()

@@ -12,9 +12,12 @@ from megatron_music.training.data import Loader, batches_of
 
 @pytest.fixture
 def recipe(make_recipe):
-    """Three phases of other mixtures and contexts, eight sequences a step in micro-batches of two."""
-    phases = make_recipe().model_dump(mode="json")["phases"]
-    return make_recipe(phases=[phase | {"batch_sequences": 8, "micro_batch_sequences": 2} for phase in phases])
+    """Three phases of other mixtures and contexts, 8 to 24 sequences a step in micro-batches of two."""
+    batch = {"batch_sequences": 8, "micro_batch_sequences": 2}
+    phases = [phase | batch for phase in make_recipe().model_dump(mode="json")["phases"]]
+    ramp = {"start_sequences": 8, "add_sequences": 8, "tokens": 1024}
+    phases[1] |= {"tokens": 2048, "batch_sequences": 24, "batch_ramp": ramp}
+    return make_recipe(phases=phases)
 
 
 def by_step(recipe, copies: int, first_step: int = 0) -> list[list[list[int]]]:
@@ -41,12 +44,14 @@ def straight(recipe) -> list[list[list[int]]]:
     samples = [stream.sample(index) for index in range(len(stream))]
     rows = [np.concatenate([sample.ids, sample.kinds]).tolist() for sample in samples]
     steps = [step_at(spans, index) for index in range(spans[-1].last_step)]
-    return [rows[step.first_sequence : step.first_sequence + step.span.phase.batch_sequences] for step in steps]
+    return [rows[step.first_sequence : step.first_sequence + step.batch_sequences] for step in steps]
 
 
 @pytest.mark.parametrize("copies", [1, 2, 4])
 def test_any_number_of_processes_sees_the_samples_in_their_order(recipe, copies):
-    assert by_step(recipe, copies) == straight(recipe)
+    steps = straight(recipe)
+    assert [len(rows) for rows in steps] == [8] * 2 + [8, 8, 16, 24, 24] + [8]
+    assert by_step(recipe, copies) == steps
 
 
 def test_a_resume_from_any_step_on_another_number_of_processes_sees_exactly_what_is_left(recipe):

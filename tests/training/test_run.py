@@ -1,5 +1,6 @@
 """Whole runs over real processes: what they log, where phases change, how they resume and on which layouts."""
 
+import itertools
 import json
 import shutil
 
@@ -25,34 +26,38 @@ def steps_of(run):
 
 
 def test_a_run_resumed_after_any_step_repeats_the_uninterrupted_one(make_recipe):
-    recipe = make_recipe()
-    launch(training_workers.run_then_resume, 1, recipe, [1, 4, 7, 11])
+    """The batch of the second phase grows: two steps of 2 sequences, then three of 4."""
+    phases = make_recipe().model_dump(mode="json")["phases"]
+    phases[1]["batch_ramp"] = {"start_sequences": 2, "add_sequences": 2, "tokens": 128}
+    recipe = make_recipe(phases=phases)
+    launch(training_workers.run_then_resume, 1, recipe, [1, 4, 5, 7, 12])
     uninterrupted = metrics_of(recipe.run)
-    for step in (1, 4, 7, 11):
+    for step in (1, 4, 5, 7, 12):
         assert metrics_of(recipe.run.with_name(f"resumed_{step}")) == uninterrupted
 
     steps = steps_of(recipe.run)
-    assert [line["step"] for line in steps] == list(range(1, 13))
-    assert [line["phase"] for line in steps] == ["warm-up"] * 4 + ["constant"] * 4 + ["long"] * 4
-    assert [line["tokens"] for line in steps] == [128 * n for n in range(1, 9)] + [1024 + 256 * n for n in range(1, 5)]
+    assert [line["step"] for line in steps] == list(range(1, 14))
+    assert [line["phase"] for line in steps] == ["warm-up"] * 4 + ["constant"] * 5 + ["long"] * 4
+    tokens = [128] * 4 + [64] * 2 + [128] * 3 + [256] * 4
+    assert [line["tokens"] for line in steps] == list(itertools.accumulate(tokens))
     # Learning rate and mixture are those of the tokens before the step.
-    assert [line["learning_rate"] for line in steps[:9]] == pytest.approx([0, 0.0025, 0.005, 0.0075] + [0.01] * 5)
-    assert steps[10]["learning_rate"] == pytest.approx(0.0055)
+    assert [line["learning_rate"] for line in steps[:10]] == pytest.approx([0, 0.0025, 0.005, 0.0075] + [0.01] * 6)
+    assert steps[11]["learning_rate"] == pytest.approx(0.0055)
     songs = [line["tokens/songs"] for line in steps]
     loops = [line["tokens/loops"] for line in steps]
     assert (songs[3], loops[3]) == (3 * 128, 128)
-    assert (songs[7], loops[7]) == (3 * 128 + 2 * 128, 128 + 2 * 128)
-    assert (songs[11], loops[11]) == (5 * 128 + 4 * 256, 3 * 128)
+    assert (songs[8], loops[8]) == (3 * 128 + 2 * 128, 128 + 2 * 128)
+    assert (songs[12], loops[12]) == (5 * 128 + 4 * 256, 3 * 128)
 
     groups = {"loss", "loss/text", "loss/special", "loss/vocal", "loss/accompaniment"}
     assert groups <= set(steps[0]) and "loss/mix" not in steps[0]
     validated = [line for line in uninterrupted if "validation/loss" in line]
-    assert [line["step"] for line in validated] == [0, 4, 8, 12]
+    assert [line["step"] for line in validated] == [0, 4, 8, 9, 12, 13]
     assert validated[-1]["validation/loss"] < validated[0]["validation/loss"]
     sampled = [line for line in uninterrupted if "invalid_token_share" in line]
     assert [line["step"] for line in sampled] == [6, 12] and all(0 <= s["invalid_token_share"] <= 1 for s in sampled)
     assert list((recipe.run / "tensorboard").iterdir())
-    assert read_state(recipe.run / "checkpoints" / "step_000008").ends_phase
+    assert read_state(recipe.run / "checkpoints" / "step_000009").ends_phase
 
 
 def test_a_run_resumed_on_another_number_of_processes_goes_on_with_what_is_left(make_recipe, tmp_path):

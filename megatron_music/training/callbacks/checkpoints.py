@@ -43,11 +43,10 @@ class CheckpointWriter:
         torch.distributed.barrier()
         trainer.engine.save(unfinished)
         if first:
-            tokens = step.tokens_before + span.phase.step_tokens
             trainer.recipe.save(unfinished / "recipe.yaml")
             if self.base is not None:
                 self.base.write(unfinished)
-            write_state(unfinished, CheckpointState(done, tokens, span.phase.name, done == span.last_step))
+            write_state(unfinished, CheckpointState(done, step.tokens_after, span.phase.name, done == span.last_step))
             os.replace(unfinished, final)
             self.folder.remove_old(self.options.keep)
         torch.distributed.barrier()

@@ -79,20 +79,19 @@ class StepMetrics:
         """Writes the step's metrics where its number is due, and at the end of a phase."""
         step, phase = report.step, report.step.span.phase
         done = step.index + 1
-        self._tokens += phase.step_tokens
+        self._tokens += step.tokens
         if done % self.every_steps and done != step.span.last_step:
             return
         losses = losses_by_group(report.loss_table)
         now = time.perf_counter()
         speed = self._tokens / (now - self._since)
         self._tokens, self._since = 0, now
-        tokens = step.tokens_before + phase.step_tokens
-        sources = trainer.stream.consumed(step.first_sequence + phase.batch_sequences)
+        sources = trainer.stream.consumed(step.first_sequence + step.batch_sequences)
         self.log.write(
             done,
             {
                 "phase": phase.name,
-                "tokens": tokens,
+                "tokens": step.tokens_after,
                 "learning_rate": step.learning_rate,
                 **losses,
                 "gradient_norm": report.gradient_norm,
@@ -100,7 +99,7 @@ class StepMetrics:
                 **{f"tokens/{source}": count for source, count in sources.items()},
             },
         )
-        left = (trainer.spans[-1].last_token - tokens) / speed
+        left = (trainer.spans[-1].last_token - step.tokens_after) / speed
         groups = "  ".join(f"{name.removeprefix('loss/')} {value:.3f}" for name, value in losses.items())
         self.log.say(
             f"step {done}/{trainer.last_step}  {phase.name}  {groups}  lr {step.learning_rate:.2e}  "
