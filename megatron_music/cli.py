@@ -277,11 +277,10 @@ def export(
     """Write a checkpoint as a Hugging Face Llama folder, or its adapters as one for peft."""
     from megatron_music.conversion.export import export_checkpoint
 
-    checkpoint = export_checkpoint(checkpoint, out, dtype=dtype, corpus=corpus, adapters=adapters, base=base)
-    if verify:
-        from megatron_music.conversion.verify import verify as verified
-
-        typer.echo(verified(checkpoint, out))
+    form = {"dtype": dtype, "corpus": corpus, "adapters": adapters, "base": base}
+    verified = export_checkpoint(checkpoint, out, **form, verify=verify)
+    if verified:
+        typer.echo(verified)
 
 
 @app.command(

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from megatron_music.conversion.checkpoint import CheckpointReader
     from megatron_music.conversion.llama import Weight
     from megatron_music.conversion.peft import MergedReader
+    from megatron_music.conversion.verify import Verified
 
 DTYPES = {"bfloat16": 2, "float32": 4}
 ADAPTERS = "merged", "peft"
@@ -99,8 +100,9 @@ def export_checkpoint(
     shard_bytes: int = SHARD_BYTES,
     adapters: str = "merged",
     base: Path | None = None,
-) -> Path:
-    """Writes ``checkpoint`` as a Llama folder; ``out`` appears whole. Returns the checkpoint that was written.
+    verify: bool = False,
+) -> "Verified | None":
+    """Writes ``checkpoint`` as a Llama folder; ``out`` appears whole.
 
     The weights are read layer by layer and written shard by shard, so that memory holds about one shard.
 
@@ -111,6 +113,10 @@ def export_checkpoint(
         shard_bytes: most bytes of one weights file, unless a single tensor has more.
         adapters: of a checkpoint of adapters: "merged" adds them to the network below, "peft" writes them alone.
         base: where the network below adapters lies now, if no longer where they were trained.
+        verify: compare what was written with the checkpoint, see ``conversion.verify``.
+
+    Returns:
+        What was found with ``verify``.
 
     Raises:
         InputError: the folder is no checkpoint, recipe and weights do not fit each other, or the network below adapters
@@ -125,6 +131,8 @@ def export_checkpoint(
     if not has_adapters and (adapters == "peft" or base is not None):
         option = "--base" if base is not None else "--adapters peft"
         raise InputError(trained.checkpoint, "holds a whole network and no adapters", f"leave out {option}")
+    if has_adapters and verify:
+        raise InputError(trained.checkpoint, "holds adapters, where whole networks are compared", "leave out --verify")
     documents = trained.documents()
     with atomic_path(out) as folder:
         folder.mkdir()
@@ -137,7 +145,11 @@ def export_checkpoint(
             shutil.copyfile(trained.corpus / name, folder / name)
         if (trained.corpus / "codec").is_dir():
             shutil.copytree(trained.corpus / "codec", folder / "codec")
-    return trained.checkpoint
+    if not verify:
+        return None
+    from megatron_music.conversion.verify import verify as verified
+
+    return verified(trained.checkpoint, out)
 
 
 def _write_network(

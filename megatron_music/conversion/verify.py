@@ -15,7 +15,6 @@ from megatron_music.errors import InputError
 from megatron_music.progress import track
 from megatron_music.recipe.layout import Layout
 from megatron_music.recipe.recipe import Network, Optimizer, Recipe
-from megatron_music.training.base import holds_adapters
 from megatron_music.training.run_folder import read_network
 
 PROBE_SHAPE = 2, 64
@@ -49,8 +48,6 @@ def verify(checkpoint: str | Path, folder: str | Path) -> Verified:
         InputError: the first tensor, or the logits, that differ.
     """
     checkpoint, folder = Path(checkpoint), Path(folder)
-    if holds_adapters(checkpoint):
-        raise InputError(checkpoint, "holds adapters, where whole networks are compared", "leave out --verify")
     network = read_network(checkpoint)
     with WeightFiles(folder) as files:
         reader = CheckpointReader(checkpoint)
