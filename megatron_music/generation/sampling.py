@@ -2,7 +2,8 @@
 
 The order is the reference program's (transformers' `generate`): guidance and penalty act on log-probabilities over the
 whole vocabulary, then the ids that are not allowed fall away, then temperature, top-k and top-p. Of the whole
-vocabulary only its normaliser is computed: no score of an id depends on another id in any other way.
+vocabulary only its normaliser is computed, and that for the penalty alone: no score of an id depends on another id in
+any other way.
 """
 
 from collections.abc import Sequence
@@ -72,11 +73,6 @@ def normalisers(logits_RV: torch.Tensor) -> torch.Tensor:
     return sums.log_() + peak
 
 
-def log_probabilities(logits: torch.Tensor, normaliser: torch.Tensor, allowed: Sequence[range]) -> torch.Tensor:
-    """Log-probabilities among the whole vocabulary (V,) of the allowed ids, in their order."""
-    return torch.cat([logits[ids.start : ids.stop] for ids in allowed]) - normaliser
-
-
 def guide(conditional: torch.Tensor, unconditional: torch.Tensor | None, scale: float) -> torch.Tensor:
     """Classifier-free guidance: ``u + scale * (c - u)`` of log-probabilities c and u."""
     return conditional if unconditional is None else unconditional + scale * (conditional - unconditional)
@@ -89,23 +85,22 @@ def penalise(scores: torch.Tensor, seen: torch.Tensor, penalty: float) -> torch.
     return torch.where(seen, torch.where(scores < 0, scores * penalty, scores / penalty), scores)
 
 
-def choose(
-    scores: torch.Tensor, allowed: Sequence[range], settings: SamplingSettings, generator: torch.Generator
-) -> int:
-    """Draws one of the allowed ids by its score, one for each of them in order, after temperature, top-k and top-p.
+def choose(scores: torch.Tensor, allowed: Sequence[range], settings: SamplingSettings, drawn: float) -> int:
+    """One of the allowed ids by its score, one for each of them in order, after temperature, top-k and top-p.
 
-    The draw is made on the CPU in float32 from ``generator``, so that a seed means the same on every device.
+    Args:
+        scores: on the CPU, so that a seed means the same on every device.
+        drawn: from [0, 1); where in the cumulated probability the id lies, the most probable one first.
     """
-    scores = scores.float().cpu()
     if settings.temperature == 0:
         return id_at(allowed, int(scores.argmax()))
     count = len(scores) if settings.top_k == 0 else min(settings.top_k, len(scores))
     values, places = torch.topk(scores / settings.temperature, count)
-    probabilities = torch.softmax(values, dim=-1)
+    reached = torch.softmax(values, dim=-1).cumsum(-1).double()
     # An id stays as long as the more probable ones before it do not reach top_p; the first one always stays.
-    before = probabilities.cumsum(-1) - probabilities
-    kept = torch.where((before < settings.top_p) | (before == 0), probabilities, 0.0)
-    return id_at(allowed, int(places[torch.multinomial(kept, 1, generator=generator)]))
+    kept = 1 + int((reached[:-1] < settings.top_p).sum())
+    place = int((reached[:kept] <= drawn * reached[kept - 1]).sum())
+    return id_at(allowed, int(places[min(place, kept - 1)]))
 
 
 def id_at(allowed: Sequence[range], place: int) -> int:

@@ -1,8 +1,9 @@
 """Stage 1: from a song's prompt to the codebook-0 codes of vocals and accompaniment, section by section.
 
-The network reads every token once. The prompt has the training documents' form: instruction, tags and all lyrics, and a
-reference where there is one; then for each section `[start_of_segment]`, its text and `<SOA><codec>`; audio ids are
-sampled until `<EOA>`, and `[end_of_segment]` follows. A song without lyrics is instruction, tags and one span.
+The network reads every token of the song once. The prompt has the training documents' form: instruction, tags and all
+lyrics, and a reference where there is one; then for each section `[start_of_segment]`, its text and `<SOA><codec>`;
+audio ids are sampled until `<EOA>`, and `[end_of_segment]` follows. A song without lyrics is instruction, tags and one
+span.
 
 Several songs are the rows of one batch, each with its own caches, its own random numbers (one generator for each
 section, seeded by the song's seed and the section's number) and its own place in its song. A song is therefore the one
@@ -13,9 +14,15 @@ Window rule: a song may be longer than the model has positions. Where the next t
 header and reference, the latest tokens of the earlier sections, the opening of the current one, and its latest whole
 frames; what is kept of the song fills half of the room beside header and opening, so that a rereading pays for as many
 new tokens as it keeps.
+
+The penalty on repeated ids needs the normaliser of log-probabilities, and that alone needs the logits of the whole
+vocabulary: in a small network most of the work, since its 84k rows of weights are read for one token. So ids are chosen
+with the latest normaliser that is known, as guesses, and the normalisers of a few tokens are computed in one product.
+An id that the right normaliser would not have chosen is replaced, and what was sung behind it is taken back.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -30,13 +37,15 @@ from megatron_music.generation.sampling import (
     SamplingSettings,
     choose,
     guide,
-    log_probabilities,
     normalisers,
     penalise,
 )
 
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM
+
+# Outputs of the network against the whole vocabulary in one product; more would cost nearly as much each.
+ROWS_SETTLED = 8
 
 
 def sing(
@@ -94,6 +103,28 @@ def keep_window(
     return context, len(audio) - start
 
 
+@dataclass
+class _Guess:
+    """An id chosen with normalisers that may be those of an earlier token.
+
+    Attributes:
+        first_seen: the id did not stand in the context before.
+        allowed: id ranges that it was chosen among.
+        output: of the network, (rows, hidden), one row or two; None where only one id was allowed.
+        logits: (rows, allowed ids), on the CPU.
+        seen: bool (allowed ids,), those in the context.
+        drawn: the random number that the choice was made with.
+    """
+
+    id: int
+    first_seen: bool = False
+    allowed: Sequence[range] = ()
+    output: torch.Tensor | None = None
+    logits: torch.Tensor | None = None
+    seen: torch.Tensor | None = None
+    drawn: float = 0.0
+
+
 class _Voice:
     """One song on its way.
 
@@ -101,7 +132,10 @@ class _Voice:
         row: of the decoder, the song itself; the next one is its unconditional twin, where there is guidance.
         unread: ids that stand in the song and that the network has not read.
         past: ids of all sections before the current one.
-        output: the network's output at the last id read, for the song and, with guidance, for its twin.
+        output: the network's output (rows, hidden) at the last id read, of the song and, with guidance, of its twin.
+        seen: bool (vocabulary,) on the CPU: ids in the context.
+        guesses: the latest ids, which are not known to be right.
+        normaliser: (rows,) of the latest output for which it is known; None at the beginning of a section.
     """
 
     def __init__(self, number: int, plan: Plan, row: int, seen: torch.Tensor):
@@ -112,7 +146,9 @@ class _Voice:
         self.waiting = list(plan.sections)
         self.section = -1
         self.segment: SegmentTokens | None = None
-        self.output: list[torch.Tensor] = []
+        self.output = torch.empty(0)
+        self.guesses: list[_Guess] = []
+        self.normaliser: torch.Tensor | None = None
 
     @property
     def ended(self) -> bool:
@@ -123,8 +159,30 @@ class _Voice:
         self.section = self.waiting.pop(0)
         self.segment = SegmentTokens(list(self.plan.openings[self.section]))
         # One generator a section: a song that goes on after some section draws what it would have drawn there.
-        words = np.random.SeedSequence([self.plan.seed % 2**64, self.section]).generate_state(2)
-        self.generator = torch.Generator().manual_seed(int(words[0]) << 31 ^ int(words[1]))
+        self.generator = np.random.default_rng([self.plan.seed % 2**64, self.section])
+        self.drawn: list[float] = []
+        self.normaliser = None
+
+    def drawn_at(self, position: int) -> float:
+        """The random number of a position of the section, the same when an id there is chosen again."""
+        while len(self.drawn) <= position:
+            self.drawn.append(float(self.generator.random()))
+        return self.drawn[position]
+
+    def add(self, guess: _Guess) -> None:
+        """Appends a guess, which stands in the song at once unless it ends the section."""
+        self.guesses.append(guess)
+        if guess.id != self.plan.grammar.end:
+            guess.first_seen = not bool(self.seen[guess.id])
+            self.seen[guess.id] = True
+            self.segment.audio.append(guess.id)
+
+    def remove(self) -> None:
+        """Takes the latest guess away."""
+        guess = self.guesses.pop()
+        if guess.id != self.plan.grammar.end:
+            self.segment.audio.pop()
+            self.seen[guess.id] = not guess.first_seen
 
     def end(self, read: int) -> None:
         """Closes the section, ``read`` of whose audio ids the network has read."""
@@ -152,7 +210,9 @@ class _Choir:
         self.positions = min(positions, max(plan.most_tokens(settings.max_new_tokens) for plan in plans))
         self.decoder = LlamaDecoder(network, rows * len(plans), self.positions)
         vocabulary_rows = network.lm_head.weight.shape[0]
-        seen = torch.zeros(len(plans), vocabulary_rows, dtype=torch.bool, device=self.decoder.device)
+        seen = torch.zeros(len(plans), vocabulary_rows, dtype=torch.bool)
+        # With many songs the product is worth its reading of the weights at every token.
+        self.most_guesses = max(1, ROWS_SETTLED // len(self.decoder.lengths))
         self.voices = [_Voice(number, plan, rows * number, seen[number]) for number, plan in enumerate(plans)]
 
     def sing(self) -> list[Stage1Song]:
@@ -165,7 +225,9 @@ class _Choir:
                 for voice in active:
                     if voice.segment is None:
                         self._open(voice)
-                self._sample(active)
+                self._guess(active)
+                if any(self._due(voice) for voice in active):
+                    self._settle(active)
                 self._read([voice for voice in active if voice.segment is not None])
         return [Stage1Song(voice.plan, voice.sung) for voice in self.voices]
 
@@ -198,39 +260,92 @@ class _Choir:
         self._set_output(voice, output, segment.audio[len(segment.audio) - kept :])
 
     def _set_output(self, voice: _Voice, output: torch.Tensor, audio: Sequence[int]) -> None:
-        voice.output = [output[0]]
+        voice.output = output
         if self._scale(voice) != 1:
             twin = voice.row + 1
             self.decoder.forget(twin)
-            voice.output.append(self.decoder.read([[*voice.segment.opening[-1:], *audio]], [twin])[0])
+            ids = [*voice.segment.opening[-1:], *audio]
+            voice.output = torch.cat([output, self.decoder.read([ids], [twin])])
 
-    def _sample(self, voices: Sequence[_Voice]) -> None:
-        """One id more for each voice, or the end of its section."""
-        logits_RV = self.decoder.score(torch.stack([output for voice in voices for output in voice.output]))
-        rows = iter(zip(logits_RV, normalisers(logits_RV), strict=True))
+    def _guess(self, voices: Sequence[_Voice]) -> None:
+        """One id more for each voice, or the end of its section, by the normaliser of an earlier token."""
+        outputs = torch.cat([voice.output for voice in voices])
+        scored: dict[range, torch.Tensor] = {}
+        row = 0
         for voice in voices:
-            id = self._choose(voice, [next(rows) for _ in voice.output])
-            plan, segment = voice.plan, voice.segment
-            limit = self.settings.max_new_tokens // plan.grammar.period * plan.grammar.period
-            if id != plan.grammar.end:
-                segment.audio.append(id)
-                voice.seen[id] = True
-                self.watch.on_token(voice.number, voice.section, len(segment.audio))
-            if id == plan.grammar.end or len(segment.audio) == limit:
-                # The last id sampled at the limit was never read; <EOA> is sampled and never read.
-                voice.end(len(segment.audio) - (id != plan.grammar.end))
-                self.watch.on_segment(voice.number, voice.section, plan.sections.stop)
+            position, rows = len(voice.segment.audio), slice(row, row + len(voice.output))
+            row = rows.stop
+            allowed = voice.plan.allowed(position, self.settings.min_new_tokens)
+            if sum(map(len, allowed)) == 1:
+                voice.add(_Guess(allowed[0].start))
+                continue
+            for ids in allowed:
+                if ids not in scored:
+                    scored[ids] = self.decoder.score(outputs, ids).cpu()
+            logits = torch.cat([scored[ids][rows] for ids in allowed], dim=1)
+            seen = torch.cat([voice.seen[ids.start : ids.stop] for ids in allowed])
+            guess = _Guess(-1, False, allowed, voice.output, logits, seen, voice.drawn_at(position))
+            guess.id = self._chosen(voice, guess, voice.normaliser)
+            voice.add(guess)
 
-    def _choose(self, voice: _Voice, rows: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> int:
-        """The next id by the logits and normalisers of the song and, with guidance, of its twin."""
-        allowed = voice.plan.allowed(len(voice.segment.audio), self.settings.min_new_tokens)
-        if sum(map(len, allowed)) == 1:
-            return allowed[0].start
-        conditional, *twin = [log_probabilities(*row, allowed) for row in rows]
-        scores = guide(conditional, twin[0] if twin else None, self._scale(voice))
-        seen = torch.cat([voice.seen[ids.start : ids.stop] for ids in allowed])
-        scores = penalise(scores, seen, self.settings.repetition_penalty)
-        return choose(scores, allowed, self.settings, voice.generator)
+    def _chosen(self, voice: _Voice, guess: _Guess, normaliser: torch.Tensor | None) -> int:
+        logs = guess.logits if normaliser is None else guess.logits - normaliser[:, None]
+        scores = guide(logs[0], logs[1] if len(logs) == 2 else None, self._scale(voice))
+        scores = penalise(scores, guess.seen, self.settings.repetition_penalty)
+        return choose(scores, guess.allowed, self.settings, guess.drawn)
+
+    def _limit(self, voice: _Voice) -> int:
+        period = voice.plan.grammar.period
+        return self.settings.max_new_tokens // period * period
+
+    def _due(self, voice: _Voice) -> bool:
+        """Whether the voice can't go on as long as its guesses may be wrong."""
+        ends = voice.guesses[-1].id == voice.plan.grammar.end or len(voice.segment.audio) == self._limit(voice)
+        full = self.decoder.lengths[voice.row] == self.positions
+        return ends or full or voice.normaliser is None or len(voice.guesses) == self.most_guesses
+
+    def _settle(self, voices: Sequence[_Voice]) -> None:
+        """Makes ids of all guesses: computes their normalisers, and replaces the first wrong one of each voice."""
+        outputs = [guess.output for voice in voices for guess in voice.guesses if guess.output is not None]
+        found = iter(())
+        if outputs and self.settings.repetition_penalty != 1:
+            of_rows = normalisers(self.decoder.score(torch.cat(outputs))).cpu()
+            found = iter(of_rows.split([len(output) for output in outputs]))
+        for voice in voices:
+            known = [None if guess.output is None else next(found, None) for guess in voice.guesses]
+            self._correct(voice, known)
+            self._tell(voice)
+
+    def _correct(self, voice: _Voice, known: Sequence[torch.Tensor | None]) -> None:
+        """Goes back to the first id that its normaliser, one for each guess, would not have chosen."""
+        for place, (guess, normaliser) in enumerate(zip(voice.guesses, known, strict=True)):
+            if normaliser is None:
+                continue
+            voice.normaliser = normaliser
+            id = self._chosen(voice, guess, normaliser)
+            if id != guess.id:
+                # All guesses but the last have been read.
+                for row in self._rows(voice):
+                    self.decoder.take_back(row, len(voice.guesses) - 1 - place)
+                while len(voice.guesses) > place:
+                    voice.remove()
+                guess.id = id
+                voice.add(guess)
+                return
+
+    def _tell(self, voice: _Voice) -> None:
+        """Tells of the ids that are right now, and ends the section if they do."""
+        segment, end = voice.segment, voice.plan.grammar.end
+        ended = voice.guesses[-1].id == end
+        first = len(segment.audio) - len(voice.guesses) + ended
+        voice.guesses.clear()
+        for count in range(first + 1, len(segment.audio) + 1):
+            self.watch.check()
+            self.watch.on_token(voice.number, voice.section, count)
+        if ended or len(segment.audio) == self._limit(voice):
+            # The last id sampled at the limit was never read; <EOA> is sampled and never read.
+            voice.end(len(segment.audio) - (not ended))
+            self.watch.on_segment(voice.number, voice.section, voice.plan.sections.stop)
 
     def _read(self, voices: Sequence[_Voice]) -> None:
         """The id just sampled, in all rows at once."""
@@ -241,6 +356,6 @@ class _Choir:
         rows = [row for voice in going for row in self._rows(voice)]
         if rows:
             ids = [voice.segment.audio[-1:] for voice in going for _ in self._rows(voice)]
-            outputs = iter(self.decoder.read(ids, rows))
-            for voice in going:
-                voice.output = [next(outputs) for _ in self._rows(voice)]
+            outputs = self.decoder.read(ids, rows).split([len(self._rows(voice)) for voice in going])
+            for voice, output in zip(going, outputs, strict=True):
+                voice.output = output

@@ -129,23 +129,25 @@ def _refine_batch(
     codec, rows, frames = form.codec, len(windows), len(windows[0])
     grammar = ResidualGrammar(vocabulary, codec, form.codebooks, first_codebook=0 if form.repeats_codebook_0 else 1)
     decoder = LlamaDecoder(network, rows, 2 + frames * (1 + grammar.period))
-    ids_RKT = np.zeros((rows, form.codebooks, frames), dtype=np.int32)
-    # A row whose window is over reads on beside the others, from its start again; what it says then is cut off below.
-    ids_RKT[:, 0] = [np.resize(codec.ids(window[None])[0], frames) for window in windows]
+    coarse_RT = np.stack([np.resize(codec.ids(window[None])[0], frames) for window in windows])
     opening = [vocabulary.special("<SOA>"), vocabulary.special("<stage_1>")]
     for length in sorted({len(window) for window in windows}):
         group = [row for row, window in enumerate(windows) if len(window) == length]
-        decoder.read([opening + ids_RKT[row, 0, :length].tolist() for row in group], group)
-    unread = np.full((rows, 1), vocabulary.special("<stage_2>"))
+        decoder.read([opening + coarse_RT[row, :length].tolist() for row in group], group)
+    # A row whose window is over reads on beside the others, from its start again; what it says then is cut off below.
+    # The ids stay on the device: nothing waits for them from token to token.
+    ids_RKT = torch.zeros(rows, form.codebooks, frames, dtype=torch.long, device=decoder.device)
+    ids_RKT[:, 0] = torch.from_numpy(coarse_RT)
+    unread = torch.full((rows, 1), vocabulary.special("<stage_2>"), device=decoder.device)
     for frame in steps:
         if form.repeats_codebook_0:
-            unread = np.concatenate([unread, ids_RKT[:, 0, frame : frame + 1]], axis=1)
+            unread = torch.cat([unread, ids_RKT[:, 0, frame : frame + 1]], dim=1)
         for codebook in range(1, form.codebooks):
             valid = grammar.allowed(codebook - form.codebooks + grammar.period)[0]
-            scores = decoder.score(decoder.read(torch.from_numpy(unread)), valid)
-            unread = valid.start + scores.argmax(-1).cpu().numpy()[:, None]
+            unread = valid.start + decoder.score(decoder.read(unread), valid).argmax(dim=-1, keepdim=True)
             ids_RKT[:, codebook, frame] = unread[:, 0]
+    refined_RKT = ids_RKT.cpu().numpy()
     return [
         np.concatenate([codec.codes(ids_KT[k : k + 1, : len(window)], k) for k in range(form.codebooks)])
-        for ids_KT, window in zip(ids_RKT, windows, strict=True)
+        for ids_KT, window in zip(refined_RKT, windows, strict=True)
     ]

@@ -61,6 +61,60 @@ def test_rows_that_are_no_neighbours_are_read_beside_rows_at_rest(network):
         torch.testing.assert_close(found, whole_sequence_logits(network, ids)[-1], atol=2e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("static", [False, True])
+def test_tokens_that_were_taken_back_leave_nothing_behind(network, static):
+    decoder = LlamaDecoder(network, 2, 16, static)
+    decoder.read([[1, 2, 3], [4, 5, 6]])
+    decoder.read([[7], [8]])
+    decoder.read([[9]], [1])
+    decoder.take_back(0, 1)
+    decoder.take_back(1, 2)
+    assert decoder.lengths == [3, 3]
+    output = decoder.read([[10], [11]])
+    for found, ids in zip(decoder.score(output), ([1, 2, 3, 10], [4, 5, 6, 11]), strict=True):
+        torch.testing.assert_close(found, whole_sequence_logits(network, ids)[-1], atol=2e-5, rtol=1e-5)
+
+
+def test_the_static_step_reads_any_rows_up_to_the_last_position(network):
+    """The function that GPUs capture: rows of all lengths, rows at rest, two tokens at once, a full row."""
+    torch.manual_seed(2)
+    ids = torch.randint(0, 384, (3, 12)).tolist()
+    decoder = LlamaDecoder(network, 3, 12, static=True)
+    decoder.read([ids[0][:11], ids[1][:11]], [0, 1])
+    decoder.read([ids[2][:5]], [2])
+    outputs = [(0, 12, decoder.read([ids[0][11:]], [0])[0])]
+    for place in (5, 7):
+        outputs.append((2, place + 2, decoder.read([ids[2][place : place + 2]], [2])[0]))
+    both = decoder.read([[ids[1][11]], [ids[2][9]]], [1, 2])
+    outputs += [(1, 12, both[0]), (2, 10, both[1])]
+    assert decoder.lengths == [12, 12, 10]
+    for row, length, output in outputs:
+        expected = whole_sequence_logits(network, ids[row][:length])[-1]
+        torch.testing.assert_close(decoder.score(output[None])[0], expected, atol=2e-5, rtol=1e-5)
+
+
+def test_the_static_step_is_nothing_but_operations_on_tensors(network):
+    """Torch traces it whole: no branch, no value that Python would wait for; else it could not be replayed."""
+    decoder = LlamaDecoder(network, 2, 8, static=True)
+    decoder.read([[1, 2, 3], [4, 5, 6]])
+    step = decoder._static
+    with torch.inference_mode():
+        step.ids_R.copy_(torch.tensor([7, 8]))
+        step.positions_R.copy_(torch.tensor([3, 3]))
+        torch.testing.assert_close(torch.compile(step.step, backend="eager", fullgraph=True)(), step.step())
+
+
+def test_joined_weights_are_the_networks_own(network):
+    expected = {name: weight.clone() for name, weight in network.state_dict().items()}
+    decoders = [LlamaDecoder(network, 1, 4) for _ in range(2)]
+    for name, weight in network.state_dict().items():
+        assert torch.equal(weight, expected[name]), name
+    for layer, of_network in zip(decoders[1].layers, network.model.layers, strict=True):
+        assert layer.qkv[0].data_ptr() == of_network.self_attn.q_proj.weight.data_ptr()
+        assert layer.gate_up[0].data_ptr() == of_network.mlp.gate_proj.weight.data_ptr()
+    assert decoders[0].layers[0].qkv[0].data_ptr() == decoders[1].layers[0].qkv[0].data_ptr()
+
+
 def test_more_tokens_than_positions_are_refused(network):
     decoder = LlamaDecoder(network, rows=1, positions=4)
     decoder.read([[1, 2, 3]])

@@ -10,7 +10,7 @@ from transformers import (
 )
 
 from megatron_music.errors import InputError
-from megatron_music.generation.sampling import SamplingSettings, choose, guide, log_probabilities, normalisers, penalise
+from megatron_music.generation.sampling import SamplingSettings, choose, guide, normalisers, penalise
 
 
 @pytest.fixture
@@ -22,7 +22,8 @@ def draws(scores, allowed, settings, number=4000):
     generator = torch.Generator().manual_seed(0)
     counts = torch.zeros(len(scores))
     for _ in range(number):
-        counts[choose(torch.cat([scores[ids.start : ids.stop] for ids in allowed]), allowed, settings, generator)] += 1
+        drawn = float(torch.rand(1, generator=generator))
+        counts[choose(torch.cat([scores[ids.start : ids.stop] for ids in allowed]), allowed, settings, drawn)] += 1
     return counts / number
 
 
@@ -38,9 +39,8 @@ def test_guidance_equals_transformers_between_log_probabilities(scores):
     processor = UnbatchedClassifierFreeGuidanceLogitsProcessor(1.5, model=None)
     processor.get_unconditional_logits = lambda input_ids: unconditional[None, None]
     expected = processor(torch.zeros(1, 1, dtype=torch.long), scores[None])[0]
-    allowed = [range(100, 300), range(7, 8)]
     both = torch.stack([scores, unconditional])
-    c, u = [log_probabilities(*row, allowed) for row in zip(both, normalisers(both), strict=True)]
+    c, u = both[:, [*range(100, 300), 7]] - normalisers(both)[:, None]
     torch.testing.assert_close(guide(c, u, 1.5), torch.cat([expected[100:300], expected[7:8]]))
     torch.testing.assert_close(guide(c, None, 1.5), torch.log_softmax(scores, -1)[[*range(100, 300), 7]])
 
@@ -76,21 +76,27 @@ def test_draws_follow_transformers_distribution_over_the_allowed_ids(scores):
     assert (found - expected).abs().max() < 0.03
 
 
-def test_seeds_repeat_and_differ(scores):
-    def sequence(seed):
-        generator = torch.Generator().manual_seed(seed)
-        return [choose(scores, [range(0, 400)], SamplingSettings(), generator) for _ in range(30)]
-
-    assert sequence(1) == sequence(1) != sequence(2)
+def test_a_draw_goes_through_the_kept_ids_from_the_most_probable_one(scores):
+    allowed = [range(0, 400)]
+    order = scores.argsort(descending=True).tolist()
+    probabilities = torch.softmax(scores.double(), -1)[order]
+    settings = SamplingSettings(top_k=0, top_p=0.5)
+    kept = 1 + int((probabilities.cumsum(-1)[:-1] < 0.5).sum())
+    edges = probabilities[:kept].cumsum(-1) / probabilities[:kept].sum()
+    assert kept > 3
+    for place in range(kept):
+        for drawn in (edges[place] - 1e-4, edges[place] - 0.9 * probabilities[place]):
+            assert choose(scores, allowed, settings, float(drawn)) == order[place]
+    assert choose(scores, allowed, settings, 0.0) == order[0]
+    assert choose(scores, allowed, settings, 1 - 2**-53) == order[kept - 1]
 
 
 def test_zero_temperature_takes_the_most_probable_allowed_id(scores):
-    generator = torch.Generator().manual_seed(0)
     best = 50 + int(scores[50:90].argmax())
     settings = SamplingSettings(temperature=0)
-    assert choose(scores[50:90], [range(50, 90)], settings, generator) == best
+    assert choose(scores[50:90], [range(50, 90)], settings, 0.9) == best
     moved = torch.cat([scores[best + 1 : 90], scores[best : best + 1]])
-    assert choose(moved, [range(best + 1, 90), range(best, best + 1)], settings, generator) == best
+    assert choose(moved, [range(best + 1, 90), range(best, best + 1)], settings, 0.9) == best
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from transformers import LogitsProcessor, LogitsProcessorList
 from megatron_music.documents import lyrics_to_song, reference, unconditional
 from megatron_music.documents.document import DocumentContext
 from megatron_music.errors import InputError
+from megatron_music.generation import stage1
 from megatron_music.generation.decoder import LlamaDecoder
 from megatron_music.generation.models import ModelFolder
 from megatron_music.generation.plan import header_text, plan_song
@@ -85,11 +86,11 @@ def sung_by_generate(folder, tags, segments, settings):
 
 
 class Reads:
-    """Records what a decoder reads, row by row; a row that was emptied starts a new list."""
+    """Records what stands in a decoder's caches, row by row; a row that was emptied starts a new list."""
 
     def __init__(self, monkeypatch):
-        self.rows = {}
-        plain_read, plain_forget = LlamaDecoder.read, LlamaDecoder.forget
+        self.rows, self.taken_back = {}, 0
+        plain_read, plain_forget, plain_take_back = LlamaDecoder.read, LlamaDecoder.forget, LlamaDecoder.take_back
 
         def read(decoder, ids_RT, rows=None):
             for row, ids in zip(range(len(ids_RT)) if rows is None else rows, ids_RT, strict=True):
@@ -101,6 +102,12 @@ class Reads:
                 self.rows[row].append([])
             plain_forget(decoder, row)
 
+        def take_back(decoder, row, tokens):
+            del self.rows[row][-1][len(self.rows[row][-1]) - tokens :]
+            self.taken_back += tokens
+            plain_take_back(decoder, row, tokens)
+
+        monkeypatch.setattr(LlamaDecoder, "take_back", take_back)
         monkeypatch.setattr(LlamaDecoder, "read", read)
         monkeypatch.setattr(LlamaDecoder, "forget", forget)
 
@@ -155,6 +162,26 @@ def test_every_token_is_read_once_and_in_training_order(make_model, monkeypatch)
     last_unread = len(song.segments[-1].closing) + (len(song.segments[-1].audio) == 20)
     assert reads.rows == {0: [expected[:-last_unread]], 1: twins}
     assert all_ids(song) == expected
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_guesses_change_no_song(make_model, monkeypatch, temperature):
+    """Songs whose normalisers are found for many tokens at once, and those that wait for one at every token."""
+    folder = make_model("stage1", positions=256)
+    settings = SamplingSettings(temperature=temperature, repetition_penalty=2.0, min_new_tokens=4, max_new_tokens=80)
+    songs, taken_back = [], []
+    for rows in (1, 8, 64):
+        with monkeypatch.context() as patch:
+            patch.setattr(stage1, "ROWS_SETTLED", rows)
+            reads, tokens = Reads(patch), []
+            asked = request(seed=3), request(seed=4, lyrics=(), tracks="mix")
+            sung_songs = sung(
+                folder, *asked, settings=settings, watch=Watch(on_token=lambda *told, to=tokens: to.append(told))
+            )
+            songs.append(([song.segments for song in sung_songs], sorted(tokens)))
+            taken_back.append(reads.taken_back)
+    assert songs[0] == songs[1] == songs[2]
+    assert taken_back[0] == 0 < taken_back[2]
 
 
 def test_a_sung_song_is_the_training_document_of_its_own_codes(make_model):
