@@ -6,8 +6,13 @@ both. FLOPs a token = 6 x (parameters that multiply) + 6 x layers x hidden x con
 their rate over the dense BF16 peak of a known GPU.
 
     python tools/benchmark_training.py --peer transformers
-    python tools/benchmark_training.py --peer transformers --precision bf16 --context 8192 --hidden 1024
+    python tools/benchmark_training.py --recipe examples/yue_0.5b.yaml --peer transformers --profile
+    python tools/benchmark_training.py --recipe examples/yue_0.5b.yaml --peer transformers --precision fp8-delayed
+    python tools/benchmark_training.py --recipe examples/yue_7b.yaml --peer transformers --slice-layers 4
     torchrun --nproc-per-node 8 tools/benchmark_training.py --recipe examples/yue_0.5b.yaml
+
+A recipe is measured with its network, layout, precision and first phase, with few sequences a step (``--batch``). The
+peer knows no FP8: beside a run of ours in FP8 it computes in BF16. On a GPU torch compiles it.
 """
 
 import argparse
@@ -17,20 +22,41 @@ import platform
 import statistics
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 import torch
+from training_loop import own_share, told
 
 from megatron_music.engine import processes
+from megatron_music.engine.hardware import check_hardware
 from megatron_music.recipe.flops import flops_per_token, parameter_count
+from megatron_music.recipe.layout import Layout
 from megatron_music.recipe.recipe import Recipe
 from megatron_music.vocabulary.vocabulary import Vocabulary
 
 PEAK_BF16_FLOPS = {"A100": 312e12, "H100 PCIe": 756e12, "H100": 989e12, "H200": 989e12, "H800": 989e12}
 """Dense BF16 peak by a part of the GPU's name, SXM boards where the name does not say PCIe."""
 
-Step = Callable[[list[np.ndarray]], float]
-"""Takes the micro-batches of one optimizer step, (sequences, context + 1) ids each; returns the mean loss."""
+Step = Callable[[list[np.ndarray]], torch.Tensor]
+"""Takes the micro-batches of one optimizer step, (sequences, context + 1) ids each; returns the mean loss, ()."""
+
+
+@dataclass
+class Contender:
+    """One of those that take turns.
+
+    Attributes:
+        losses: mean loss of every step.
+        seconds: of a step, by round.
+        peak_bytes: most GPU memory that it held in its first steps; 0 on a CPU.
+    """
+
+    name: str
+    step: Step
+    losses: list[float]
+    seconds: list[float]
+    peak_bytes: int
 
 
 def main() -> None:
@@ -38,34 +64,62 @@ def main() -> None:
     if options.threads:
         torch.set_num_threads(options.threads)
     recipe, vocabulary_size = recipe_of(options)
+    check_hardware(recipe)
     processes.join(recipe.layout)
-    if options.peer and torch.distributed.get_world_size() > 1:
+    world, first = torch.distributed.get_world_size(), torch.distributed.get_rank() == 0
+    recipe.data_processes(world)
+    if options.peer and world > 1:
         raise SystemExit("--peer compares one process with one process; start it without torchrun")
-    contenders = {"megatron-music": None, "transformers": None} if options.peer else {"megatron-music": None}
-    engine, contenders["megatron-music"] = our_step(recipe, vocabulary_size)
-    if options.peer:
-        contenders["transformers"] = peer_step(recipe, vocabulary_size, engine)
+    engine, ours = our_step(recipe, vocabulary_size)
+    weights = llama_weights(engine, recipe) if options.peer else {}
     batches = random_steps(recipe, vocabulary_size, engine, options.warmup + options.rounds * options.steps)
-    losses, seconds = race(contenders, batches, options)
-    if torch.distributed.get_rank() == 0:
-        report(recipe, vocabulary_size, losses, seconds)
+    contenders = [warmed("megatron-music", ours, 0, batches[: options.warmup])]
+    if options.peer:
+        before = allocated()
+        theirs = peer_step(recipe, vocabulary_size, weights, engine.device)
+        contenders.append(warmed("transformers", theirs, before, batches[: options.warmup]))
+    race(contenders, batches[options.warmup :], options)
+    if first:
+        report(recipe, vocabulary_size, contenders)
+    shares = own_share(recipe, vocabulary_size, engine, options.rounds, options.steps)
+    if first:
+        print(told(shares))
+    if options.profile:
+        profile(ours, batches[0], first)
     processes.leave()
+
+
+def allocated(most: bool = False) -> int:
+    """Bytes that torch holds on the GPU now, or held at most since the last reset."""
+    if not torch.cuda.is_available():
+        return 0
+    return torch.cuda.max_memory_allocated() if most else torch.cuda.memory_allocated()
+
+
+def warmed(name: str, step: Step, before: int, batches: list[list[np.ndarray]]) -> Contender:
+    """A contender after its first steps, with what it took on top of the ``before`` bytes of others."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    losses = [float(step(batch)) for batch in batches]
+    return Contender(name, step, losses, [], allocated(most=True) - before)
 
 
 def read_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--peer", choices=["transformers"], help="run this beside ours, in turns")
     parser.add_argument("--recipe", help="take network, layout, precision and the first phase's batch from this file")
+    parser.add_argument("--slice-layers", type=int, help="of a recipe's network only so many layers, on one process")
+    parser.add_argument("--profile", action="store_true", help="print what takes the time of one of our steps")
     parser.add_argument("--hidden", type=int, default=256)
     parser.add_argument("--layers", type=int, default=8)
     parser.add_argument("--heads", type=int, default=4)
     parser.add_argument("--key-value-heads", type=int, default=4)
     parser.add_argument("--ffn", type=int, default=704)
     parser.add_argument("--vocabulary", type=int, default=8192)
-    parser.add_argument("--context", type=int, default=1024, help="tokens of a sequence")
-    parser.add_argument("--batch", type=int, default=4, help="sequences of an optimizer step")
-    parser.add_argument("--micro-batch", type=int, default=1, help="sequences of a forward pass")
-    parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32")
+    parser.add_argument("--context", type=int, help="tokens of a sequence (default: 1,024, or the recipe's)")
+    parser.add_argument("--batch", type=int, help="sequences of an optimizer step (default: 4 a data-parallel process)")
+    parser.add_argument("--micro-batch", type=int, help="sequences of a forward pass (default: 1, or the recipe's)")
+    parser.add_argument("--precision", help="as in a recipe (default: fp32, or the recipe's)")
     parser.add_argument("--steps", type=int, default=2, help="optimizer steps of each contender in a round")
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--warmup", type=int, default=2, help="untimed steps before the first round")
@@ -74,37 +128,49 @@ def read_options() -> argparse.Namespace:
 
 
 def recipe_of(options: argparse.Namespace) -> tuple[Recipe, int]:
-    """The recipe to run and the vocabulary's padded size."""
+    """The recipe to run, of one phase, and the vocabulary's padded size."""
     if options.recipe:
-        recipe = Recipe.load(options.recipe)
-        return recipe, Vocabulary.load(recipe.vocabulary).padded_size
-    content = {
+        whole = Recipe.load(options.recipe)
+        content, size = whole.model_dump(mode="json"), Vocabulary.load(whole.vocabulary).padded_size
+        content["phases"] = content["phases"][:1]
+        if options.slice_layers:
+            content["network"]["layers"] = options.slice_layers
+            content["layout"] = {}
+    else:
+        content, size = network_of(options), options.vocabulary
+    phase = content["phases"][0]
+    phase |= {"mixture": {"random": 1}, "batch_ramp": None}
+    if options.context:
+        phase["context_tokens"] = options.context
+        content["network"]["position_limit"] = max(options.context, content["network"]["position_limit"])
+    if options.micro_batch:
+        phase["micro_batch_sequences"] = options.micro_batch
+    copies = processes.world_size() // (Layout(**content["layout"]).model_processes)
+    phase["batch_sequences"] = options.batch or 4 * max(1, copies) * phase["micro_batch_sequences"]
+    phase["learning_rate"] = 3e-4
+    content |= {"precision": options.precision or content["precision"], "groups": {}, "most_epochs": {}, "watch": {}}
+    return Recipe.parse(content, options.recipe or "benchmark.yaml"), size
+
+
+def network_of(options: argparse.Namespace) -> dict:
+    """A recipe's content with the network of the options."""
+    return {
         "name": "benchmark",
         "vocabulary": "none",
         "corpus": "none",
         "run": "none",
-        "precision": options.precision,
+        "precision": "fp32",
         "network": {
             "hidden_size": options.hidden,
             "layers": options.layers,
             "attention_heads": options.heads,
             "key_value_heads": options.key_value_heads,
             "ffn_hidden_size": options.ffn,
-            "position_limit": options.context,
+            "position_limit": 1024,
         },
-        "phases": [
-            {
-                "name": "benchmark",
-                "tokens": options.context * options.batch,
-                "context_tokens": options.context,
-                "batch_sequences": options.batch,
-                "micro_batch_sequences": options.micro_batch,
-                "learning_rate": 3e-4,
-                "mixture": {"random": 1},
-            }
-        ],
+        "layout": {},
+        "phases": [{"name": "benchmark", "tokens": "1M", "context_tokens": 1024, "micro_batch_sequences": 1}],
     }
-    return Recipe.parse(content, "benchmark.yaml"), options.vocabulary
 
 
 def our_step(recipe: Recipe, vocabulary_size: int) -> tuple[object, Step]:
@@ -118,12 +184,12 @@ def our_step(recipe: Recipe, vocabulary_size: int) -> tuple[object, Step]:
         engine.step(learning_rate)
         sums = table.sum(dim=1)
         torch.distributed.all_reduce(sums)
-        return float(sums[0] / sums[1])
+        return sums[0] / sums[1]
 
     return engine, step
 
 
-def peer_step(recipe: Recipe, vocabulary_size: int, engine) -> Step:
+def peer_step(recipe: Recipe, vocabulary_size: int, weights: dict[str, torch.Tensor], device: torch.device) -> Step:
     """The plain loop. In BF16 it computes under autocast on FP32 weights, as ours keeps FP32 master weights."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -144,8 +210,8 @@ def peer_step(recipe: Recipe, vocabulary_size: int, engine) -> Step:
         ),
         attn_implementation="sdpa",
     )
-    model.load_state_dict(llama_weights(engine, recipe))
-    model.to(engine.device).train()
+    model.load_state_dict(weights)
+    model.to(device).train()
     decayed = [parameter for parameter in model.parameters() if parameter.dim() > 1]
     gains = [parameter for parameter in model.parameters() if parameter.dim() == 1]
     optimizer = torch.optim.AdamW(
@@ -155,31 +221,36 @@ def peer_step(recipe: Recipe, vocabulary_size: int, engine) -> Step:
         eps=options.epsilon,
         fused=True,
     )
-    device = torch.device(engine.device)
+    # The loop that people write keeps FP32 weights and lets autocast choose what is computed in BF16.
+    run = torch.compile(model) if device.type == "cuda" else model
 
     def step(micro_batches: list[np.ndarray]) -> float:
         optimizer.zero_grad(set_to_none=True)
         total = torch.zeros((), device=device)
         for ids in micro_batches:
             tokens = torch.from_numpy(ids).to(device, non_blocking=True)
-            with torch.autocast(device.type, torch.bfloat16, enabled=recipe.precision == "bf16"):
-                logits = model(tokens[:, :-1]).logits
+            with torch.autocast(device.type, torch.bfloat16, enabled=recipe.is_bf16):
+                logits = run(tokens[:, :-1]).logits
             loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1).float(), tokens[:, 1:].flatten())
             (loss / len(micro_batches)).backward()
             total += loss.detach()
         torch.nn.utils.clip_grad_norm_(model.parameters(), options.clip_norm, foreach=True)
         optimizer.step()
-        return float(total) / len(micro_batches)
+        return total / len(micro_batches)
 
     return step
 
 
 def llama_weights(engine, recipe: Recipe) -> dict[str, torch.Tensor]:
-    """Our initial weights under transformers' names, in FP32 on the CPU."""
+    """Copies of our weights under transformers' names, in FP32 on the CPU."""
     module = engine.chunks[0]
     while hasattr(module, "module"):
         module = module.module
-    ours = {name: value.float().cpu() for name, value in module.state_dict().items() if torch.is_tensor(value)}
+    ours = {
+        name: value.to("cpu", torch.float32, copy=True)
+        for name, value in module.state_dict().items()
+        if torch.is_tensor(value)
+    }
     fused_norms = "decoder.layers.0.self_attention.linear_qkv.layer_norm_weight" in ours
     groups, size = recipe.network.key_value_heads, recipe.network.head_size
     weights = {
@@ -229,23 +300,16 @@ def random_steps(recipe: Recipe, vocabulary_size: int, engine, steps: int) -> li
     return batches
 
 
-def race(
-    contenders: dict[str, Step], batches: list[list[np.ndarray]], options: argparse.Namespace
-) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
-    """Runs every contender over all ``batches``, in turns; losses by step and seconds a step by round."""
-    losses: dict[str, list[float]] = {name: [] for name in contenders}
-    seconds: dict[str, list[float]] = {name: [] for name in contenders}
-    for name, step in contenders.items():
-        losses[name] += [step(batch) for batch in batches[: options.warmup]]
+def race(contenders: list[Contender], batches: list[list[np.ndarray]], options: argparse.Namespace) -> None:
+    """Runs every contender over all ``batches``, in turns."""
     for round_index in range(options.rounds):
-        first = options.warmup + round_index * options.steps
+        first = round_index * options.steps
         # Who went last goes first in the next round: neither always runs in the other's wake.
-        order = list(contenders) if round_index % 2 == 0 else list(reversed(contenders))
-        for name in order:
+        for contender in contenders if round_index % 2 == 0 else reversed(contenders):
             started = now()
-            losses[name] += [contenders[name](batch) for batch in batches[first : first + options.steps]]
-            seconds[name].append((now() - started) / options.steps)
-    return losses, seconds
+            losses = [contender.step(batch) for batch in batches[first : first + options.steps]]
+            contender.seconds.append((now() - started) / options.steps)
+            contender.losses += map(float, losses)
 
 
 def now() -> float:
@@ -255,9 +319,25 @@ def now() -> float:
     return time.perf_counter()
 
 
-def report(
-    recipe: Recipe, vocabulary_size: int, losses: dict[str, list[float]], seconds: dict[str, list[float]]
-) -> None:
+def profile(step: Step, batch: list[np.ndarray], prints: bool) -> None:
+    """Prints the operations of one step that take most of the device's time, and how long it idles."""
+    on_gpu = torch.cuda.is_available()
+    kinds = torch.profiler.ProfilerActivity
+    with torch.profiler.profile(activities=[kinds.CPU, *([kinds.CUDA] if on_gpu else [])]) as run:
+        started = now()
+        step(batch)
+        elapsed = now() - started
+    if not prints:
+        return
+    order = "self_cuda_time_total" if on_gpu else "self_cpu_time_total"
+    averages = run.key_averages()
+    print(averages.table(sort_by=order, row_limit=25, max_name_column_width=60))
+    if on_gpu:
+        busy = sum(event.self_device_time_total for event in averages) / 1e6
+        print(f"the GPU computed for {busy:.3f} of {elapsed:.3f} s; queues of several streams count twice")
+
+
+def report(recipe: Recipe, vocabulary_size: int, contenders: list[Contender]) -> None:
     network, phase = recipe.network, recipe.phases[0]
     world = torch.distributed.get_world_size()
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else cpu_name()
@@ -272,21 +352,24 @@ def report(
         f"{flops / 1e6:.1f} MFLOP a token (causal attention at half the square)"
     )
     peak = next((peak for name, peak in PEAK_BF16_FLOPS.items() if name in device), None)
-    for name, rounds in seconds.items():
-        speeds = [phase.step_tokens / value / world for value in rounds]
+    for contender in contenders:
+        speeds = [phase.step_tokens / value / world for value in contender.seconds]
         speed = statistics.median(speeds)
-        mfu = f", MFU {speed * flops / peak:.1%}" if peak and recipe.precision == "bf16" else ""
+        mfu = f", MFU {speed * flops / peak:.1%} of BF16's peak" if peak and recipe.is_bf16 else ""
+        memory = f", at most {contender.peak_bytes / 2**30:.2f} GiB" if contender.peak_bytes else ""
         print(
-            f"{name:15} {speed:9,.0f} tokens/s a process (median of {len(rounds)} rounds, {min(speeds):,.0f} to "
-            f"{max(speeds):,.0f}), {speed * flops / 1e12:.3f} TFLOP/s{mfu}"
+            f"{contender.name:15} {speed:9,.0f} tokens/s a process (median of {len(speeds)} rounds, {min(speeds):,.0f} "
+            f"to {max(speeds):,.0f}), {speed * flops / 1e12:.3f} TFLOP/s{mfu}{memory}"
         )
-    for name, curve in losses.items():
+    for contender in contenders:
+        curve = contender.losses
         shown = [curve[round(index)] for index in np.linspace(0, len(curve) - 1, 6)]
-        print(f"{name:15} loss over {len(curve)} steps: " + " ".join(f"{loss:.5f}" for loss in shown))
-    if len(seconds) == 2:
-        ours, theirs = losses.values()
-        print(f"largest difference of a step's loss {max(abs(a - b) for a, b in zip(ours, theirs, strict=True)):.2e}")
-        ratios = [theirs / ours for ours, theirs in zip(*seconds.values(), strict=True)]
+        print(f"{contender.name:15} loss over {len(curve)} steps: " + " ".join(f"{loss:.5f}" for loss in shown))
+    if len(contenders) == 2:
+        ours, theirs = contenders
+        differences = [abs(a - b) for a, b in zip(ours.losses, theirs.losses, strict=True)]
+        print(f"largest difference of a step's loss {max(differences):.2e}")
+        ratios = [theirs / ours for ours, theirs in zip(ours.seconds, theirs.seconds, strict=True)]
         print(f"ratio by round {min(ratios):.2f} to {max(ratios):.2f}")
         print(f"ratio {statistics.median(ratios):.2f}")
 

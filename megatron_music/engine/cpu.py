@@ -57,6 +57,7 @@ def _on_cpu(factory):
     def create(*args, **kwargs):
         if _is_cuda(kwargs.get("device")):
             kwargs["device"] = CPU
+        kwargs.pop("pin_memory", None)  # for copies to a GPU
         return factory(*args, **kwargs)
 
     return create

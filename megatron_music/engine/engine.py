@@ -1,5 +1,6 @@
 """One process' share of a model in training: a forward and backward pass, an optimizer step, checkpoints."""
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,10 +10,12 @@ import torch
 from megatron.core import parallel_state
 from megatron.core.pipeline_parallel import get_forward_backward_func
 
-from megatron_music.engine import checkpoint
+from megatron_music.engine import checkpoint, context
+from megatron_music.engine.hardware import check_fp8
 from megatron_music.engine.lora import seed_dropout
 from megatron_music.engine.network import build_chunks, distribute, transformer_config
-from megatron_music.engine.optimizer import build_optimizer, set_constants
+from megatron_music.engine.optimizer import build_optimizer, clip_and_update, set_constants
+from megatron_music.engine.sizes import Sizes
 from megatron_music.recipe.recipe import Recipe
 
 KINDS = 16
@@ -26,6 +29,14 @@ class Batch:
     ids: np.ndarray
     kinds: np.ndarray
 
+    def pinned(self, device: torch.device) -> "Batch":
+        """The same in memory from which a GPU copies while the host goes on; itself where ``device`` is the CPU."""
+        if device.type != "cuda":
+            return self
+        # A thread of its own begins on the machine's first GPU.
+        with torch.cuda.device(device):
+            return Batch(*(torch.from_numpy(array).pin_memory().numpy() for array in (self.ids, self.kinds)))
+
 
 class Engine:
     """The recipe's network on this process' place in the layout, with its optimizer.
@@ -38,15 +49,17 @@ class Engine:
 
     def __init__(self, recipe: Recipe, vocabulary_size: int, trains: bool = True):
         self._options, self._lora, self._seed = recipe.optimizer, recipe.lora, recipe.seed
+        check_fp8(recipe)
         self.config = transformer_config(recipe)
         self.chunks = build_chunks(recipe, self.config, vocabulary_size)
         self.optimizer = None
         if trains:
             self._prepare_training(recipe)
         self.vocabulary_size = vocabulary_size
-        self.device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else "cpu"
+        self.device = torch.device(*(("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else ("cpu",)))
         self._schedule = get_forward_backward_func()
-        self._positions: dict[int, torch.Tensor] = {}
+        self._context_group = parallel_state.get_context_parallel_group()
+        self._sizes = Sizes(self.config, self.chunks)
 
     def _prepare_training(self, recipe: Recipe) -> None:
         self.chunks = distribute(recipe, self.config, self.chunks)
@@ -72,7 +85,7 @@ class Engine:
         ``step`` decides what the dropout of adapters draws, so that a step repeats itself after a resume.
 
         Returns the loss table of this process: (2, KINDS), sums of nats and counts of tokens by kind; zeros where
-        another process holds the end of the pipeline or the same tensor-parallel result.
+        another process holds the end of the pipeline or the same tensor-parallel result. Nothing waits for a GPU.
         """
         table = torch.zeros(2, KINDS, dtype=torch.float64, device=self.device)
 
@@ -80,12 +93,15 @@ class Engine:
             batch = next(iterator)
             ids = torch.from_numpy(batch.ids).to(self.device, non_blocking=True)
             kinds = torch.from_numpy(batch.kinds).to(self.device, non_blocking=True)
-            losses = chunk(ids[:, :-1], self._positions_of(batch), None, labels=ids[:, 1:].contiguous())
+            # With RoPE no layer asks for positions.
+            losses = chunk(self._own(ids[:, :-1]), None, None, labels=self._own(ids[:, 1:]).contiguous())
 
             def mean_loss(losses: torch.Tensor) -> tuple[torch.Tensor, dict]:
                 # The schedule divides the loss in place: the table must not share its memory.
-                _add_by_kind(table, losses.detach(), kinds[:, 1:])
-                return losses.float().mean(), {}
+                _add_by_kind(table, losses.detach(), self._own(kinds[:, 1:]))
+                # The schedule multiplies by the processes that share a sequence, for losses summed over them; the mean
+                # over all processes, which the reduction of gradients takes, is already that of the whole sequence.
+                return losses.float().mean() / self._context_group.size(), {}
 
             return losses, mean_loss
 
@@ -97,32 +113,39 @@ class Engine:
             self.optimizer.zero_grad()
             if self._lora is not None and self._lora.dropout:
                 seed_dropout(self._seed, step)
-        with torch.set_grad_enabled(train):
+        sequences, context_tokens = batches[0].ids.shape[0], batches[0].ids.shape[1] - 1
+        if train:
+            self._sizes.prepare_training(sequences, context_tokens, len(batches))
+        prepared = contextlib.nullcontext() if train else self._sizes.evaluating(sequences, context_tokens)
+        with torch.set_grad_enabled(train), prepared:
             self._schedule(
                 forward_step_func=forward_step,
                 # Every run of layers reads the batches on its own: the first for the ids, the last for the labels.
                 data_iterator=[iter(batches) for _ in self.chunks],
                 model=self.chunks,
                 num_microbatches=len(batches),
-                seq_length=batches[0].ids.shape[1] - 1,
-                micro_batch_size=batches[0].ids.shape[0],
+                seq_length=context_tokens,
+                micro_batch_size=sequences,
                 forward_only=not train,
             )
         if parallel_state.get_tensor_model_parallel_rank() > 0:
             table.zero_()
         return table
 
-    def step(self, learning_rate: float) -> float:
-        """Clips, updates the parameters and returns the gradient's norm over all processes before clipping."""
+    def step(self, learning_rate: float) -> torch.Tensor:
+        """Clips, updates the parameters and returns the gradient's norm over all processes before clipping, ().
+
+        Whoever reads the norm waits for the GPU.
+        """
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
-        _, gradient_norm, _ = self.optimizer.step()
-        return float(gradient_norm)
+        return clip_and_update(self.optimizer, self._options.clip_norm)
 
     def logits(self, ids_BT: np.ndarray) -> torch.Tensor:
         """Logits of every position, (B, T, vocabulary) FP32, on every process; B x T ids, the same on all of them.
 
-        T must be a multiple of the tensor-parallel size where the layout splits the sequence.
+        T must be a multiple of what the layout cuts the sequence into: the tensor-parallel size with sequence
+        parallelism, times twice the context-parallel size.
         """
         collected: list[torch.Tensor] = []
         # An interleaved schedule wants as many micro-batches as stages: the same one, of which the first counts.
@@ -130,12 +153,11 @@ class Engine:
 
         def forward_step(iterator, chunk):
             ids = torch.from_numpy(next(iterator)).to(self.device)
-            positions = torch.arange(ids.shape[1], device=self.device).expand_as(ids)
-            return chunk(ids, positions, None), lambda logits, non_loss_data: collected.append(logits)
+            return chunk(self._own(ids), None, None), lambda logits, non_loss_data: collected.append(logits)
 
         for chunk in self.chunks:
             chunk.eval()
-        with torch.no_grad():
+        with torch.no_grad(), self._sizes.evaluating(*ids_BT.shape):
             self._schedule(
                 forward_step_func=forward_step,
                 data_iterator=[iter([ids_BT] * copies) for _ in self.chunks],
@@ -148,11 +170,11 @@ class Engine:
             )
         shape = (*ids_BT.shape, self.vocabulary_size)
         if collected:
-            # (batch, sequence, share of the vocabulary) on every tensor-parallel process.
+            # (batch, own part of the sequence, share of the vocabulary) on every tensor-parallel process.
             share = collected[0].float().contiguous()
             shares = [torch.empty_like(share) for _ in range(parallel_state.get_tensor_model_parallel_world_size())]
             torch.distributed.all_gather(shares, share, group=parallel_state.get_tensor_model_parallel_group())
-            logits = torch.cat(shares, dim=-1)
+            logits = context.gather(torch.cat(shares, dim=-1), 1, self._context_group)
         else:
             logits = torch.empty(shape, dtype=torch.float32, device=self.device)
         if parallel_state.get_pipeline_model_parallel_world_size() > 1:
@@ -185,11 +207,9 @@ class Engine:
         if not with_optimizer:
             self.optimizer.reload_model_params()
 
-    def _positions_of(self, batch: Batch) -> torch.Tensor:
-        sequences, length = batch.ids.shape[0], batch.ids.shape[1] - 1
-        if length not in self._positions:
-            self._positions[length] = torch.arange(length, device=self.device)
-        return self._positions[length].expand(sequences, length)
+    def _own(self, whole_BT: torch.Tensor) -> torch.Tensor:
+        """This process' part of whole sequences."""
+        return context.own_chunks(whole_BT, 1, self._context_group)
 
 
 def _add_by_kind(table: torch.Tensor, losses: torch.Tensor, kinds: torch.Tensor) -> None:

@@ -13,6 +13,18 @@ def transformer_engine_present() -> bool:
     return torch.cuda.is_available() and find_spec("transformer_engine") is not None
 
 
+def check_fp8(recipe: Recipe) -> None:
+    """Raises InputError where this process' GPU can't compute in the recipe's FP8; of use once it has a GPU."""
+    if recipe.fp8_scaling is None or not transformer_engine_present():
+        return
+    from transformer_engine.pytorch import is_fp8_available, is_fp8_block_scaling_available
+
+    is_blockwise = recipe.fp8_scaling == "blockwise"
+    available, reason = (is_fp8_block_scaling_available if is_blockwise else is_fp8_available)(return_reason=True)
+    if not available:
+        raise InputError("precision", f"{recipe.precision} does not work on this GPU: {reason}", "set precision: bf16")
+
+
 def check_hardware(recipe: Recipe) -> None:
     """Raises InputError where the recipe asks for what this machine does not have; starts nothing."""
     field = recipe.needs_transformer_engine or ("layout.cuda_graphs: true" if recipe.layout.cuda_graphs else None)

@@ -1,8 +1,11 @@
 """Differentiable operations in few passes over memory: norm, rotary heads, SwiGLU, cross entropy, matrix products.
 
-A step of a small network on a CPU is bound by memory: each of these replaces a chain of torch operations whose
-intermediate results would each be written, read and kept. They run on any device.
+Each of these replaces a chain of torch operations whose intermediate results would each be written, read and kept. On a
+CPU torch's operations write over what is no longer needed; on a GPU the same formulas are compiled into a kernel each.
 """
+
+import functools
+from collections.abc import Callable
 
 import torch
 
@@ -10,6 +13,26 @@ _CROSS_ENTROPY_BYTES = {"cpu": 2**21, "cuda": 2**28}
 """Of FP32 logits worked on at once: what stays in a core's cache, or a small share of a GPU's memory."""
 
 _ONEDNN = torch.backends.mkldnn.is_available() and torch.backends.cpu.get_cpu_capability().startswith("AVX")
+
+
+def compiled(formula: Callable) -> Callable:
+    """``formula`` of tensors on a GPU as one kernel, made at its first call; else, or without Triton, as it stands."""
+
+    @functools.cache
+    def make() -> Callable:
+        from torch.utils._triton import has_triton
+
+        return torch.compile(formula) if has_triton() else formula
+
+    @functools.wraps(formula)
+    def run(first: torch.Tensor, *others: torch.Tensor | int) -> torch.Tensor:
+        return (make() if _on_gpu(first) else formula)(first, *others)
+
+    return run
+
+
+def _on_gpu(x: torch.Tensor) -> bool:
+    return x.is_cuda
 
 
 def product(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
@@ -77,17 +100,26 @@ class RotaryHeads(torch.autograd.Function):
         heads = mixed.view(sequence, batch, groups, -1, size).permute(1, 2, 3, 0, 4)
         ctx.shape = heads.shape
         queries = heads.shape[2] - 2
+        # Copied: attention keeps the values for its backward pass, and as a view they would keep all of ``mixed``.
+        value = heads[:, :, -1].clone(memory_format=torch.contiguous_format)
+        if _on_gpu(mixed):
+            query = rotated(heads[:, :, :queries], cosine, sine).flatten(1, 2)
+            return query, rotated(heads[:, :, queries], cosine, sine), value
         query = mixed.new_empty(batch, groups, queries, sequence, size)
         key = mixed.new_empty(batch, groups, 1, sequence, size)
         _rotate(heads[:, :, :queries], cosine, sine, query)
         _rotate(heads[:, :, queries : queries + 1], cosine, sine, key)
-        return query.flatten(1, 2), key.flatten(1, 2), heads[:, :, -1].detach()
+        return query.flatten(1, 2), key.flatten(1, 2), value
 
     @staticmethod
     def backward(ctx, query_gradient: torch.Tensor, key_gradient: torch.Tensor, value_gradient: torch.Tensor):
         cosine, sine = ctx.saved_tensors
         batch, groups, per_group, sequence, size = ctx.shape
         queries = per_group - 2
+        if _on_gpu(query_gradient):
+            turned = torch.cat([query_gradient.unflatten(1, (groups, queries)), key_gradient.unsqueeze(2)], 2)
+            heads = torch.cat([rotated(turned, cosine, -sine), value_gradient.unsqueeze(2)], 2)
+            return heads.permute(3, 0, 1, 2, 4).reshape(sequence, batch, -1), None, None, None
         mixed = query_gradient.new_empty(sequence, batch, groups * per_group * size)
         heads = mixed.view(sequence, batch, groups, per_group, size).permute(1, 2, 3, 0, 4)
         # The inverse of a rotation turns by the opposite angle.
@@ -95,6 +127,13 @@ class RotaryHeads(torch.autograd.Function):
         _rotate(key_gradient.unsqueeze(2), cosine, -sine, heads[:, :, queries : queries + 1])
         heads[:, :, -1].copy_(value_gradient)
         return mixed, None, None, None
+
+
+@compiled
+def rotated(x: torch.Tensor, cosine: torch.Tensor, sine: torch.Tensor) -> torch.Tensor:
+    """``x`` (..., sequence, head size) turned by the angles of (sequence, head size / 2)."""
+    first, second = x.chunk(2, dim=-1)
+    return torch.cat([first * cosine - second * sine, second * cosine + first * sine], dim=-1)
 
 
 def _rotate(x: torch.Tensor, cosine: torch.Tensor, sine: torch.Tensor, out: torch.Tensor) -> None:
@@ -109,12 +148,16 @@ class SwiGLU(torch.autograd.Function):
     @staticmethod
     def forward(ctx, both: torch.Tensor) -> torch.Tensor:
         ctx.save_for_backward(both)
+        if _on_gpu(both):
+            return gated(both)
         gate, up = both.chunk(2, dim=-1)
         return torch.nn.functional.silu(gate).mul_(up)
 
     @staticmethod
     def backward(ctx, gradient: torch.Tensor) -> torch.Tensor:
         (both,) = ctx.saved_tensors
+        if _on_gpu(both):
+            return gated_gradient(both, gradient)
         gate, up = both.chunk(2, dim=-1)
         result = torch.empty_like(both)
         gate_gradient, up_gradient = result.chunk(2, dim=-1)
@@ -122,6 +165,22 @@ class SwiGLU(torch.autograd.Function):
         torch.ops.aten.silu_backward.grad_input(gate_gradient, gate, grad_input=gate_gradient)
         torch.ops.aten.silu.out(gate, out=up_gradient).mul_(gradient)
         return result
+
+
+@compiled
+def gated(both: torch.Tensor) -> torch.Tensor:
+    """SwiGLU of (..., gate and up side by side)."""
+    gate, up = both.float().chunk(2, dim=-1)
+    return (torch.nn.functional.silu(gate) * up).to(both.dtype)
+
+
+@compiled
+def gated_gradient(both: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
+    """Gradient of ``both`` from that of ``gated(both)``."""
+    gate, up = both.float().chunk(2, dim=-1)
+    sigmoid, gradient = torch.sigmoid(gate), gradient.float()
+    gate_gradient = gradient * up * sigmoid * (1 + gate * (1 - sigmoid))
+    return torch.cat([gate_gradient, gradient * gate * sigmoid], dim=-1).to(both.dtype)
 
 
 class VocabularyCrossEntropy(torch.autograd.Function):
@@ -145,7 +204,7 @@ class VocabularyCrossEntropy(torch.autograd.Function):
         inside = (local >= 0) & (local < share)
         local = local.clamp(0, share - 1)[:, None]
         target = logits.gather(1, local)[:, 0].float().mul_(inside)
-        log_sum = torch.cat([piece.float().logsumexp(1) for piece in logits.split(_rows(logits))])
+        log_sum = torch.cat([log_sum_exp(piece) for piece in logits.split(_rows(logits))])
         if shared:
             shares = log_sum.new_empty(group.size() * len(log_sum))
             torch.distributed.all_gather_into_tensor(shares, log_sum, group=group)
@@ -162,8 +221,21 @@ class VocabularyCrossEntropy(torch.autograd.Function):
         for piece, index, hit, constant, factor in zip(
             logits.split(rows), *(column.split(rows) for column in columns), strict=True
         ):
-            piece.copy_(piece.float().sub_(constant).exp_().scatter_add_(1, index, hit).mul_(factor))
+            target = (piece.gather(1, index).float() - constant).exp_().add_(hit).mul_(factor)
+            scaled_probabilities_(piece, constant, factor).scatter_(1, index, target.to(piece.dtype))
         return logits, None, None
+
+
+@compiled
+def log_sum_exp(logits: torch.Tensor) -> torch.Tensor:
+    """FP32 logarithm of the summed exponentials of every row."""
+    return logits.float().logsumexp(1)
+
+
+@compiled
+def scaled_probabilities_(logits: torch.Tensor, log_sum: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
+    """Writes ``factor`` times the probabilities over the logits; (rows, columns), (rows, 1), (rows, 1)."""
+    return logits.copy_(logits.float().sub_(log_sum).exp_().mul_(factor))
 
 
 def _rows(logits: torch.Tensor) -> int:

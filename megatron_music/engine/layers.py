@@ -13,6 +13,7 @@ from megatron.core.transformer.transformer_block import TransformerBlockSubmodul
 from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
 
+from megatron_music.engine import context
 from megatron_music.engine.kernels import RMSNormalize, RotaryHeads, SwiGLU
 from megatron_music.engine.linear import ColumnLinear, RowLinear
 
@@ -53,12 +54,17 @@ class CausalSelfAttention(SelfAttention):
         assert attention_mask is None and rotary_pos_emb is not None
         assert all(value is None for value in unused.values()), unused
         mixed, _ = self.linear_qkv(hidden_states)
-        cosine, sine = _rotation(rotary_pos_emb, mixed.dtype)
+        # Kept on the CPU alone: a CUDA graph of a layer may not read what another has made.
+        rotation = _rotation.__wrapped__ if mixed.is_cuda else _rotation
+        cosine, sine = rotation(rotary_pos_emb, mixed.dtype)
         query, key, value = RotaryHeads.apply(mixed, cosine, sine, self.num_query_groups_per_partition)
-        context = torch.nn.functional.scaled_dot_product_attention(
-            query, key, value, is_causal=True, enable_gqa=query.shape[1] != key.shape[1]
-        )
-        return self.linear_proj(context.permute(2, 0, 1, 3).flatten(2))
+        if self.pg_collection.cp.size() > 1:
+            attended = context.attention(query, key, value, self.pg_collection.cp)
+        else:
+            attended = torch.nn.functional.scaled_dot_product_attention(
+                query, key, value, is_causal=True, enable_gqa=query.shape[1] != key.shape[1]
+            )
+        return self.linear_proj(attended.permute(2, 0, 1, 3).flatten(2))
 
 
 @functools.lru_cache(maxsize=8)

@@ -119,6 +119,9 @@ def add_adapters(chunk: torch.nn.Module, recipe: Recipe) -> None:
             linear = layer.get_submodule(name)
             kind = AdaptedRowLinear if isinstance(linear, RowLinear) else AdaptedColumnLinear
             kind.adapt(linear, lora, "lora", recipe.seed, layer.layer_number, name)
+    if chunk.pre_process and recipe.layout.recompute != "none":
+        # Layers that are computed again take part in the backward pass only where their input does.
+        chunk.embedding.register_forward_hook(lambda _module, _given, output: output.requires_grad_())
     for name, parameter in chunk.named_parameters():
         is_embedding = name in ("embedding.word_embeddings.weight", "output_layer.weight")
         parameter.requires_grad = is_adapter(name) or lora.full_embeddings and is_embedding
@@ -132,7 +135,8 @@ def is_adapter(name: str) -> bool:
 def seed_dropout(seed: int, step: int) -> None:
     """Sets the generators from which dropout draws, so that a step that is done again draws the same.
 
-    Copies of the model and pipeline stages draw their own numbers.
+    Copies of the model, parts of a sequence and pipeline stages draw their own numbers.
     """
-    place = parallel_state.get_data_parallel_rank(), parallel_state.get_pipeline_model_parallel_rank()
-    tensor_parallel.model_parallel_cuda_manual_seed(int(seeded_bits(1, "dropout", seed, step, *place)[0] >> 33))
+    copy = parallel_state.get_data_parallel_rank(with_context_parallel=True)
+    stage = parallel_state.get_pipeline_model_parallel_rank()
+    tensor_parallel.model_parallel_cuda_manual_seed(int(seeded_bits(1, "dropout", seed, step, copy, stage)[0] >> 33))

@@ -13,14 +13,15 @@ from megatron_music.engine.kernels import VocabularyCrossEntropy
 from megatron_music.engine.layers import local_block_spec
 from megatron_music.engine.linear import ColumnLinear
 from megatron_music.engine.lora import add_adapters
+from megatron_music.recipe.layout import Layout
 from megatron_music.recipe.recipe import Recipe
 
 
 def transformer_config(recipe: Recipe) -> TransformerConfig:
-    """Megatron-core's configuration of the recipe's network, layout and precision."""
+    """Megatron-core's configuration of the recipe's network, layout, precision and recomputation."""
     network, layout = recipe.network, recipe.layout
     dtype = torch.bfloat16 if recipe.is_bf16 else torch.float32
-    on_gpu, fused = torch.cuda.is_available(), transformer_engine_present()
+    on_gpu, fused = torch.cuda.is_available(), uses_transformer_engine(recipe)
     return TransformerConfig(
         num_layers=network.layers,
         hidden_size=network.hidden_size,
@@ -38,7 +39,9 @@ def transformer_config(recipe: Recipe) -> TransformerConfig:
         tensor_model_parallel_size=layout.tensor,
         pipeline_model_parallel_size=layout.pipeline,
         virtual_pipeline_model_parallel_size=layout.interleave if layout.interleave > 1 else None,
+        context_parallel_size=layout.context,
         sequence_parallel=layout.sequence,
+        tp_comm_overlap=layout.tensor_overlap and fused,
         params_dtype=dtype,
         pipeline_dtype=dtype,
         bf16=recipe.is_bf16,
@@ -51,7 +54,45 @@ def transformer_config(recipe: Recipe) -> TransformerConfig:
         bias_dropout_fusion=False,
         gradient_accumulation_fusion=False,
         deallocate_pipeline_outputs=True,
+        cuda_graph_impl="local" if layout.cuda_graphs and on_gpu else "none",
+        **_recomputation(layout, network.layers // (layout.pipeline * layout.interleave)),
+        **(_fp8(recipe.fp8_scaling) if fused and recipe.fp8_scaling else {}),
     )
+
+
+def uses_transformer_engine(recipe: Recipe) -> bool:
+    """Whether the layers are Transformer Engine's: they fuse the norm with the matrix behind it, and hide what an
+    adapter reads."""
+    return transformer_engine_present() and recipe.lora is None
+
+
+def _recomputation(layout: Layout, layers: int) -> dict[str, object]:
+    """What the backward pass computes again, of a run of ``layers`` layers.
+
+    Flash attention keeps no score matrix, so that megatron-core's own choice for "selective", the attention, would free
+    next to nothing; the feed-forward layers hold most of what a layer keeps.
+    """
+    if layout.recompute == "selective":
+        return {"recompute_granularity": "selective", "recompute_modules": ["mlp"]}
+    if layout.recompute == "full":
+        count = layout.recompute_layers or layers
+        return {"recompute_granularity": "full", "recompute_method": "block", "recompute_num_layers": count}
+    return {}
+
+
+def _fp8(scaling: str) -> dict[str, object]:
+    """Transformer Engine's FP8: matrix products of the layers, forward and backward, on weights that stay in BF16.
+
+    By tensor, gradients take the format with the wider range (E5M2); blocks have scales enough for E4M3 throughout.
+    """
+    formats = {"delayed": "hybrid", "tensorwise": "hybrid", "blockwise": "e4m3"}
+    # The largest of the last 1,024 values is what Transformer Engine proposes for delayed scaling.
+    return {
+        "fp8": formats[scaling],
+        "fp8_recipe": scaling,
+        "fp8_amax_history_len": 1024,
+        "fp8_amax_compute_algo": "max",
+    }
 
 
 class Llama(GPTModel):
@@ -84,14 +125,14 @@ def build_chunks(recipe: Recipe, config: TransformerConfig, vocabulary_size: int
     The last run's ``forward(ids, positions, None, labels=labels)`` gives losses, or logits without labels.
     """
     interleave = config.virtual_pipeline_model_parallel_size
-    tensor_parallel.model_parallel_cuda_manual_seed(recipe.seed)
+    tensor_parallel.model_parallel_cuda_manual_seed(recipe.seed, use_cudagraphable_rng=config.cuda_graph_impl != "none")
     torch.manual_seed(recipe.seed + 100 * parallel_state.get_pipeline_model_parallel_rank())
     chunks = []
     for stage in range(interleave or 1):
         stage_index = stage if interleave else None
         chunk = Llama(
             config=config,
-            transformer_layer_spec=_block_spec(config, stage_index, recipe.lora is not None),
+            transformer_layer_spec=_block_spec(config, stage_index, uses_transformer_engine(recipe)),
             vocab_size=vocabulary_size,
             max_sequence_length=recipe.network.position_limit,
             pre_process=parallel_state.is_pipeline_first_stage(ignore_virtual=False, vp_stage=stage_index),
@@ -105,13 +146,24 @@ def build_chunks(recipe: Recipe, config: TransformerConfig, vocabulary_size: int
             add_adapters(chunk, recipe)
         if torch.cuda.is_available():
             chunk.cuda(torch.cuda.current_device())
+        _add_gradients_in_place(chunk)
         chunks.append(Float16Module(config, chunk) if config.bf16 else chunk)
+    if config.cuda_graph_impl != "none":
+        # What replays the layers has to know. Told only now: megatron-core's output layer, which ours replaces, would
+        # ask for Apex.
+        config.gradient_accumulation_fusion = True
     return chunks
 
 
-def _block_spec(config: TransformerConfig, stage: int | None, is_adapted: bool) -> TransformerBlockSubmodules:
-    # Transformer Engine's layers fuse the norm with the matrix behind it, and hide what an adapter reads.
-    if transformer_engine_present() and not is_adapted:
+def _add_gradients_in_place(chunk: torch.nn.Module) -> None:
+    """Lets Transformer Engine's products add the weights' gradients to the buffer, as ours do."""
+    for module in chunk.modules():
+        if hasattr(module, "fuse_wgrad_accumulation"):
+            module.fuse_wgrad_accumulation = True
+
+
+def _block_spec(config: TransformerConfig, stage: int | None, fused: bool) -> TransformerBlockSubmodules:
+    if fused:
         from megatron.core.models.gpt.gpt_layer_specs import get_gpt_decoder_block_spec
 
         return get_gpt_decoder_block_spec(config, use_transformer_engine=True, vp_stage=stage)
@@ -121,7 +173,7 @@ def _block_spec(config: TransformerConfig, stage: int | None, is_adapted: bool) 
 
 def distribute(recipe: Recipe, config: TransformerConfig, chunks: list[torch.nn.Module]) -> list[torch.nn.Module]:
     """Wraps the chunks for data parallelism and tells the schedule how gradients are reduced."""
-    overlap = recipe.layout.overlap and parallel_state.get_data_parallel_world_size() > 1
+    overlap = recipe.layout.overlap and parallel_state.get_data_parallel_world_size(with_context_parallel=True) > 1
     data_parallel = DistributedDataParallelConfig(
         grad_reduce_in_fp32=True,
         overlap_grad_reduce=overlap,

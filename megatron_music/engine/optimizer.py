@@ -27,7 +27,8 @@ class GroupStepAdamW(torch.optim.AdamW):
             if not parameters:
                 continue
             states = [self._state_of(parameter) for parameter in parameters]
-            step = torch.tensor(float(group["step"]), device=parameters[0].device)
+            # Filled on the device: a copy from the host would wait for all that the device has yet to do.
+            step = torch.full((), float(group["step"]), device=parameters[0].device)
             torch._fused_adamw_(
                 parameters,
                 [parameter.grad for parameter in parameters],
@@ -94,6 +95,33 @@ def build_optimizer(options: Optimizer, chunks: list[torch.nn.Module], bf16: boo
             part.optimizer.__class__ = GroupStepAdamW
     set_constants(options, optimizer)
     return optimizer
+
+
+@torch.no_grad()
+def clip_and_update(optimizer: MegatronOptimizer, clip_norm: float) -> torch.Tensor:
+    """Clips the gradients of all processes to ``clip_norm`` together and updates the parameters.
+
+    Megatron-core's ``step`` does the same and reads the norm, for which the host waits in every step.
+
+    Returns:
+        () FP32: the norm before clipping.
+    """
+    optimizer.prepare_grads()
+    parts = optimizer.chained_optimizers
+    counted = [gradient for part in parts for gradient in part.get_main_grads_for_grad_norm()]
+    # The parts of one tensor on several processes are summed as squares.
+    square = torch.zeros((), device=torch.cuda.current_device())
+    if counted:
+        square = torch.stack(torch._foreach_norm(counted)).square_().sum()
+    torch.distributed.all_reduce(square, group=optimizer.get_grad_stats_parallel_group())
+    norm = square.sqrt_()
+    factor = (clip_norm / (norm + 1e-6)).clamp_(max=1.0)
+    gradients = [parameter.grad for part in parts for parameter in part.get_parameters() if parameter.grad is not None]
+    # Where the host can read the factor without waiting, a pass over memory that changes nothing is saved.
+    if gradients and (factor.is_cuda or factor < 1):
+        torch._foreach_mul_(gradients, factor)
+    optimizer.step_with_ready_grads()
+    return norm
 
 
 def set_constants(options: Optimizer, optimizer: MegatronOptimizer) -> None:

@@ -43,10 +43,11 @@ def join(layout: Layout) -> None:
     if "RANK" not in environment:
         environment.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT=free_port())
     environment.setdefault("MASTER_PORT", "29500")
+    # One queue for kernels keeps the order of communication and computation that tensor parallelism relies on. CUDA
+    # reads it when it starts on a device.
+    environment.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
     if torch.cuda.is_available():
         torch.cuda.set_device(int(environment.get("LOCAL_RANK", "0")))
-        # One queue for kernels keeps the order of communication and computation that tensor parallelism relies on.
-        environment.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
         torch.distributed.init_process_group("nccl", device_id=torch.device("cuda", torch.cuda.current_device()))
     else:
         from megatron_music.engine import cpu
@@ -57,6 +58,7 @@ def join(layout: Layout) -> None:
         tensor_model_parallel_size=layout.tensor,
         pipeline_model_parallel_size=layout.pipeline,
         virtual_pipeline_model_parallel_size=layout.interleave if layout.interleave > 1 else None,
+        context_parallel_size=layout.context,
     )
 
 

@@ -13,7 +13,7 @@ class Layout(Strict):
     tensor: int = Field(1, gt=0, description="processes that share every matrix")
     pipeline: int = Field(1, gt=0, description="processes that hold consecutive layers")
     interleave: int = Field(1, gt=0, description="runs of layers on each pipeline process")
-    context: int = Field(1, gt=0, description="processes that share every sequence; needs Transformer Engine")
+    context: int = Field(1, gt=0, description="processes that share every sequence")
     sequence: bool = Field(False, description="norms and residuals split along the sequence over `tensor` processes")
     overlap: bool = Field(True, description="reduce gradients and gather parameters while computing")
     tensor_overlap: bool = Field(
@@ -42,6 +42,6 @@ class Layout(Strict):
             raise ValueError("tensor_overlap needs sequence parallelism; set sequence: true or tensor_overlap: false")
         if self.recompute_layers is not None and self.recompute != "full":
             raise ValueError("recompute_layers needs recompute: full; set that or leave recompute_layers out")
-        if self.cuda_graphs and self.recompute == "full":
-            raise ValueError("cuda_graphs can't hold recompute: full; set recompute: selective or cuda_graphs: false")
+        if self.cuda_graphs and self.recompute != "none":
+            raise ValueError("cuda_graphs can't hold recomputation; set recompute: none or cuda_graphs: false")
         return self

@@ -14,6 +14,9 @@ from megatron_music.recipe.layout import Layout
 from megatron_music.recipe.mixture import members, solve
 from megatron_music.recipe.phase import Phase
 
+FP8_MULTIPLE = 16
+"""All sides of a matrix product in FP8 are multiples of this."""
+
 
 class Network(Strict):
     """A Llama-2 decoder: untied embeddings, RoPE, RMSNorm, SwiGLU, no biases, grouped-query attention."""
@@ -150,8 +153,18 @@ class Recipe(Strict):
         if self.lora is not None and self.needs_transformer_engine is not None:
             raise ValueError(f"{self.needs_transformer_engine} needs Transformer Engine's layers, which take no "
                              "`lora`; leave one of them out")  # fmt: skip
+        if self.fp8_scaling is not None:
+            for field in ("hidden_size", "ffn_hidden_size"):
+                share, rest = divmod(getattr(network, field), layout.tensor)
+                if rest or share % FP8_MULTIPLE:
+                    raise ValueError(f"{self.precision} needs network.{field} / layout.tensor in multiples of "
+                                     f"{FP8_MULTIPLE}, not {share}; change one of them")  # fmt: skip
         for phase in self.phases:
             where = f"phase {phase.name!r}: "
+            own_tokens = phase.micro_batch_sequences * phase.context_tokens // layout.context
+            if self.fp8_scaling is not None and own_tokens % (FP8_MULTIPLE * (layout.tensor if layout.sequence else 1)):
+                raise ValueError(f"{where}{self.precision} needs a process' tokens of a micro-batch in multiples of "
+                                 f"{FP8_MULTIPLE}; change context_tokens, micro_batch_sequences or layout")  # fmt: skip
             if phase.context_tokens > network.position_limit:
                 raise ValueError(f"{where}context_tokens {phase.context_tokens} is above network.position_limit "
                                  f"{network.position_limit}; raise the limit or shorten the context")  # fmt: skip
@@ -182,13 +195,9 @@ class Recipe(Strict):
     @property
     def needs_transformer_engine(self) -> str | None:
         """The first of the fields that only Transformer Engine's layers can serve, with its value."""
-        layout = self.layout
-        needs = {
-            f"precision: {self.precision}": self.fp8_scaling is not None,
-            f"layout.context: {layout.context}": layout.context > 1,
-            "layout.tensor_overlap: true": layout.tensor_overlap,
-        }
-        return next((field for field, is_set in needs.items() if is_set), None)
+        if self.fp8_scaling is not None:
+            return f"precision: {self.precision}"
+        return "layout.tensor_overlap: true" if self.layout.tensor_overlap else None
 
     @property
     def source_names(self) -> tuple[str, ...]:

@@ -3,6 +3,7 @@
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
+import torch
 
 from megatron_music.corpus.stream import SampleStream
 from megatron_music.engine.engine import Batch
@@ -24,10 +25,17 @@ def batches_of(stream: SampleStream, first: int, count: int, size: int, rank: in
 
 
 class Loader:
-    """Reads the micro-batches of the next step while the current one computes."""
+    """Reads the micro-batches of the next step, to where ``device`` copies from, while the current one computes."""
 
-    def __init__(self, stream: SampleStream, spans: list[PhaseSpan], rank: int, copies: int):
-        self.stream, self.spans, self.rank, self.copies = stream, spans, rank, copies
+    def __init__(
+        self,
+        stream: SampleStream,
+        spans: list[PhaseSpan],
+        rank: int,
+        copies: int,
+        device: torch.device = torch.device("cpu"),  # noqa: B008
+    ):
+        self.stream, self.spans, self.rank, self.copies, self.device = stream, spans, rank, copies, device
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="batches")
         self._ahead: tuple[int, Future[list[Batch]]] | None = None
 
@@ -48,4 +56,5 @@ class Loader:
 
     def _read(self, step: Step) -> list[Batch]:
         size = step.span.phase.micro_batch_sequences
-        return batches_of(self.stream, step.first_sequence, step.batch_sequences, size, self.rank, self.copies)
+        batches = batches_of(self.stream, step.first_sequence, step.batch_sequences, size, self.rank, self.copies)
+        return [batch.pinned(self.device) for batch in batches]

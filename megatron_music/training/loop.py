@@ -21,12 +21,12 @@ class StepReport:
     Attributes:
         step: what it did.
         loss_table: this process' (2, kinds) sums of nats and counts of tokens, as ``Engine.forward_backward`` gives.
-        gradient_norm: norm over all processes, before clipping.
+        gradient_norm: () norm over all processes, before clipping; reading it waits for the GPU.
     """
 
     step: Step
     loss_table: torch.Tensor
-    gradient_norm: float
+    gradient_norm: torch.Tensor
 
 
 class Callback(Protocol):
@@ -64,12 +64,13 @@ class Trainer:
         if first_step == 0:
             for callback in self.callbacks:
                 callback.at_start(self)
-        loader = Loader(self.stream, self.spans, self.engine.data_rank, self.engine.data_processes)
+        engine = self.engine
+        loader = Loader(self.stream, self.spans, engine.data_rank, engine.data_processes, engine.device)
         try:
             for index in range(first_step, self.last_step):
                 step = step_at(self.spans, index)
-                loss_table = self.engine.forward_backward(loader.batches(step), step=index)
-                report = StepReport(step, loss_table, self.engine.step(step.learning_rate))
+                loss_table = engine.forward_backward(loader.batches(step), step=index)
+                report = StepReport(step, loss_table, engine.step(step.learning_rate))
                 for callback in self.callbacks:
                     callback.after_step(self, report)
         finally:

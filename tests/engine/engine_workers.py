@@ -13,6 +13,12 @@ from megatron_music.recipe.recipe import Optimizer, Recipe
 
 VOCABULARY, CONTEXT, SEQUENCES = 256, 64, 8
 STEPS, HALF = 20, 10
+RECOMPUTED = {
+    "none": {},
+    "selective": {"recompute": "selective"},
+    "full": {"recompute": "full"},
+    "three": {"recompute": "full", "recompute_layers": 3},
+}
 
 
 def recipe(layout: dict, precision: str = "fp32") -> Recipe:
@@ -52,7 +58,7 @@ def train(engine: Engine, first: int, last: int) -> dict:
         table = engine.forward_backward(batches(step, engine))
         torch.distributed.all_reduce(table)
         losses.append(float(table[0].sum() / table[1].sum()))
-        norms.append(engine.step(3e-3))
+        norms.append(float(engine.step(3e-3)))
     return {"losses": losses, "norms": norms}
 
 
@@ -88,6 +94,9 @@ def one_process(folder: Path) -> None:
     bf16 = start({}, folder / "start", "bf16")
     write(folder, "one_bf16", train(bf16, 0, STEPS))
     write(folder, "loss_table", loss_table(start({}, folder / "start")))
+    for name, layout in RECOMPUTED.items():
+        engine = start(layout, folder / "start")
+        write(folder, f"recompute_{name}", {"kept": kept_bytes(engine), **train(engine, 0, HALF), **sums(engine)})
     other = Engine(recipe({}).model_copy(update={"optimizer": Optimizer(weight_decay=0.5, beta2=0.9)}), VOCABULARY)
     other.load(folder / "start")
     write(folder, "groups", {group["wd_mult"]: constants(group) for group in other.optimizer.param_groups})
@@ -129,6 +138,28 @@ def run_on(layout: dict, name: str, folder: Path) -> None:
     second = train(engine, HALF, STEPS)
     write(folder, name, {key: first[key] + second[key] for key in first})
     write(folder, f"{name}_again", train(start(layout, folder / name), HALF, STEPS))
+
+
+def kept_bytes(engine: Engine) -> int:
+    """Bytes, parameters left out, that a forward pass of one sequence keeps for the backward pass."""
+    parameters = {parameter.untyped_storage().data_ptr() for parameter in engine.chunks[0].parameters()}
+    kept = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        # Held until the count, so that no later tensor takes the same place.
+        kept[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    ids = torch.from_numpy(batches(0, engine)[0].ids)
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        engine.chunks[0](ids[:, :-1], None, None, labels=ids[:, 1:].contiguous())
+    return sum(kept[place].untyped_storage().nbytes() for place in kept.keys() - parameters)
+
+
+def sums(engine: Engine) -> dict:
+    """Sum of every parameter in FP64: equal for equal parameters."""
+    named = engine.chunks[0].named_parameters()
+    return {"sums": {name: parameter.double().sum().item() for name, parameter in named}}
 
 
 def constants(group: dict) -> dict:

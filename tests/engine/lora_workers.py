@@ -10,6 +10,7 @@ from engine_workers import VOCABULARY, batches, logits_of, recipe, save, start, 
 from megatron_music.engine import processes
 from megatron_music.engine.engine import Batch, Engine
 from megatron_music.engine.lora import is_adapter
+from megatron_music.recipe.layout import Layout
 from megatron_music.recipe.recipe import Lora, Recipe
 
 STEPS, HALF = 12, 6
@@ -47,6 +48,8 @@ def one_process(folder: Path) -> None:
     write(folder, "all", {"trained": trained_names(engine), **train_and_resume(engine, what, "all", folder)})
     np.save(folder / "all_after.npy", logits_of(engine))
     np.save(folder / "all_again.npy", logits_of(start_adapters(folder, what, folder / "all")))
+    what = what.model_copy(update={"layout": Layout(recompute="full")})
+    write(folder, "recomputed", train_steps(start_adapters(folder, what), 0, STEPS))
     write(folder, "bf16", train_steps(start_adapters(folder, adapted({}, precision="bf16")), 0, STEPS))
     processes.leave()
 
@@ -97,7 +100,7 @@ def train_steps(engine: Engine, first: int, last: int) -> dict:
         table = engine.forward_backward(few, step=step)
         torch.distributed.all_reduce(table)
         losses.append(float(table[0].sum() / table[1].sum()))
-        norms.append(engine.step(5e-3))
+        norms.append(float(engine.step(5e-3)))
     return {"losses": losses, "norms": norms}
 
 

@@ -1,5 +1,9 @@
+import weakref
+
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from megatron_music.engine import kernels
 from megatron_music.engine.kernels import RMSNormalize, RotaryHeads, SwiGLU, VocabularyCrossEntropy
@@ -34,6 +38,12 @@ def seed():
     torch.manual_seed(0)
 
 
+@pytest.fixture(params=["cpu", "gpu"])
+def path(request, monkeypatch):
+    """Both ways to compute: that of a GPU with its formulas as they stand, since nothing compiles them here."""
+    monkeypatch.setattr(kernels, "_on_gpu", lambda _: request.param == "gpu")
+
+
 def test_rms_norm():
     both_ways(
         lambda x, gain: RMSNormalize.apply(x, gain, 1e-5),
@@ -49,7 +59,7 @@ def test_rms_norm_in_bf16_rounds_once():
     assert torch.equal(RMSNormalize.apply(x, gain, 1e-5), exact.bfloat16())
 
 
-def test_swiglu():
+def test_swiglu(path):
     def reference(both):
         gate, up = both.chunk(2, dim=-1)
         return torch.nn.functional.silu(gate) * up
@@ -58,7 +68,7 @@ def test_swiglu():
 
 
 @pytest.mark.parametrize("queries", [1, 3])
-def test_rotary_heads(queries):
+def test_rotary_heads(path, queries):
     sequence, batch, groups, size = 9, 2, 2, 8
     angles = torch.rand(sequence, size // 2) * 6
 
@@ -75,7 +85,7 @@ def test_rotary_heads(queries):
 
 
 @pytest.mark.parametrize("rows_at_once", [1, 4, 100])
-def test_cross_entropy(monkeypatch, rows_at_once):
+def test_cross_entropy(path, monkeypatch, rows_at_once):
     monkeypatch.setattr(kernels, "_CROSS_ENTROPY_BYTES", {"cpu": rows_at_once * 4 * 33})
     labels = torch.randint(0, 33, (11,))
     both_ways(
@@ -84,6 +94,39 @@ def test_cross_entropy(monkeypatch, rows_at_once):
         lambda logits: torch.nn.functional.cross_entropy(logits, labels, reduction="none"),
         torch.randn(11, 33) * 20,
     )
+
+
+def test_cross_entropy_holds_no_fp32_copy_of_the_logits():
+    rows, columns = 512, 84_000
+    logits = torch.zeros(rows, columns, dtype=torch.bfloat16).requires_grad_()
+    labels = torch.arange(rows)
+    allocated = MostAllocated()
+    with allocated:
+        losses = VocabularyCrossEntropy.apply(logits, labels, OneProcess())
+        (gradient,) = torch.autograd.grad(losses.sum(), logits)
+    torch.testing.assert_close(losses, torch.full((rows,), columns, dtype=torch.float32).log())
+    assert gradient.data_ptr() == logits.data_ptr()
+    # A block at a time of some MiB, in which one FP32 copy of all would take 164.
+    assert allocated.largest < 8 * 2**20 < rows * columns * 4 / 20
+
+
+class MostAllocated(TorchDispatchMode):
+    """The largest number of bytes of results that lived at the same time within it."""
+
+    def __enter__(self):
+        self.sizes, self.largest = {}, 0
+        return super().__enter__()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        given = {x.untyped_storage().data_ptr() for x in tree_leaves((args, kwargs)) if torch.is_tensor(x)}
+        result = function(*args, **(kwargs or {}))
+        for x in tree_leaves(result):
+            if torch.is_tensor(x) and x.untyped_storage().data_ptr() not in given:
+                storage = x.untyped_storage()
+                self.sizes[id(storage)] = storage.nbytes()
+                weakref.finalize(storage, self.sizes.pop, id(storage), None)
+        self.largest = max(self.largest, sum(self.sizes.values()))
+        return result
 
 
 def test_cross_entropy_of_bf16_logits_is_worked_out_in_fp32():
@@ -103,3 +146,26 @@ def test_products(rows, inputs, outputs):
     torch.testing.assert_close(kernels.product(x, weight.t()), x @ weight.t(), rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(kernels.product(gradient, weight), gradient @ weight, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(kernels.weight_gradient(gradient, x), gradient.t() @ x, rtol=1e-4, atol=1e-4)
+
+
+def test_formulas_are_the_same_when_compiled():
+    # One compilation of all: the compiler's start and the C++ compiler take most of the time.
+    heads, cosine, sine = torch.randn(2, 2, 3, 9, 8), torch.randn(9, 4), torch.randn(9, 4)
+    both, gradient = torch.randn(7, 40), torch.randn(7, 20)
+    logits, log_sum, factor = torch.randn(6, 65) * 5, torch.randn(6, 1), torch.randn(6, 1)
+
+    def formulas(heads, both, logits):
+        return (
+            kernels.rotated(heads, cosine, sine),
+            kernels.gated(both),
+            kernels.gated_gradient(both, gradient),
+            kernels.log_sum_exp(logits),
+            kernels.scaled_probabilities_(logits, log_sum, factor),
+        )
+
+    inputs = heads.bfloat16(), both.bfloat16(), logits.bfloat16()
+    expected = formulas(*(value.clone() for value in inputs))
+    for ours, theirs in zip(torch.compile(formulas)(*inputs), expected, strict=True):
+        # Compiled, BF16 is computed in FP32 and rounded once at the end.
+        torch.testing.assert_close(ours, theirs, rtol=2**-7, atol=2**-7)
+    assert torch.equal(inputs[2], expected[4])

@@ -12,6 +12,7 @@ LAYOUTS = {
     "sequence": {"tensor": 2, "sequence": True},
     "pipeline": {"pipeline": 2},
     "interleaved": {"pipeline": 2, "interleave": 2},
+    "context": {"context": 2},
     "data": {},
 }
 WRITERS = ["one", *LAYOUTS]
@@ -70,6 +71,25 @@ def test_resuming_on_another_layout(runs, reader, writer):
     continued, one = result(runs, f"{reader}_after_{writer}"), result(runs, "one")
     np.testing.assert_allclose(continued["losses"], one["losses"][engine_workers.HALF :], rtol=0, atol=1e-4)
     np.testing.assert_allclose(continued["norms"], one["norms"][engine_workers.HALF :], rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["selective", "full", "three"])
+def test_recomputation_changes_nothing_but_what_is_kept(runs, name):
+    plain, run = result(runs, "recompute_none"), result(runs, f"recompute_{name}")
+    assert plain["losses"] == result(runs, "one")["losses"][: engine_workers.HALF]
+    for what in ("losses", "norms", "sums"):
+        assert run[what] == plain[what]
+    # FP32 numbers that a layer of the network above keeps of a token. With its feed-forward layer computed again it
+    # keeps none of three times that width, and with all of it computed again its own input only. All share a rotation.
+    tokens, hidden, ffn, key_value, heads = engine_workers.CONTEXT, 64, 128, 32, 4
+    feed_forward = 3 * ffn
+    # Both norms' inputs and outputs with a scale each; queries, keys and values; what attention gives, by heads and by
+    # positions, and its log-sum by head.
+    rest = 4 * hidden + 2 + hidden + 2 * key_value + 2 * hidden + heads
+    layer, angles = feed_forward + rest - hidden, hidden // heads
+    # Who computes again keeps the angles of the rotation, and who does not their cosines and sines, as wide together.
+    freed = {"selective": 4 * feed_forward, "three": 3 * layer - angles, "full": 4 * layer}
+    assert plain["kept"] - run["kept"] == 4 * tokens * freed[name]
 
 
 def test_bf16_trains_like_fp32(runs):

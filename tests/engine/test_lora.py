@@ -55,6 +55,11 @@ def test_only_adapters_change_and_all_of_them_do(runs, layout):
     assert len(run["changed"]) == layers * 4 * 2 < len(run["all"])
 
 
+def test_they_learn_the_same_where_layers_are_computed_again(runs):
+    again, whole = result(runs, "recomputed"), result(runs, "all")
+    assert (again["losses"], again["norms"]) == (whole["losses"], whole["norms"])
+
+
 def test_they_learn(runs):
     losses = result(runs, "one")["losses"]
     assert losses[-1] < losses[0] - 0.3

@@ -183,7 +183,7 @@ def test_flops_of_the_half_billion_network():
         ("layout.recompute", "some", "layout.recompute: "),
         ("layout.recompute_layers", 1, "layout: recompute_layers needs recompute: full"),
         ("layout", {"pipeline": 2, "recompute": "full", "recompute_layers": 3}, "recompute_layers 3 is above the 2"),
-        ("layout", {"recompute": "full", "cuda_graphs": True}, "cuda_graphs can't hold recompute: full"),
+        ("layout", {"recompute": "selective", "cuda_graphs": True}, "layout: cuda_graphs can't hold recomputation"),
         ("phases.0.micro_batch_sequences", 3, "is not a multiple of micro_batch_sequences 3"),
         ("phases.0.batch_ramp", RAMP | {"start_sequences": 4}, "start_sequences 4 is not below batch_sequences 4"),
         ("phases.0.batch_ramp", RAMP | {"add_sequences": 2}, "does not lead from start_sequences 1 to batch_sequences"),
@@ -230,7 +230,6 @@ def test_a_bad_override_is_refused(load, override, message):
     ("override", "field"),
     [
         ("precision=fp8-blockwise", "precision: fp8-blockwise"),
-        ("layout.context=2", "layout.context: 2"),
         ("layout.tensor_overlap=true", "layout.tensor_overlap: true"),
     ],
 )
@@ -239,6 +238,25 @@ def test_what_only_transformer_engine_has_is_told_and_takes_no_adapters(load, ov
     assert load(override).needs_transformer_engine == field
     with pytest.raises(InputError, match=f"{field} needs Transformer Engine's layers, which take no `lora`"):
         load(override, "lora={rank: 2, alpha: 4}")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (
+            ["network.ffn_hidden_size=136"],
+            "fp8-delayed needs network.ffn_hidden_size / layout.tensor in multiples of 16",
+        ),
+        (["network.hidden_size=48"], "network.hidden_size / layout.tensor in multiples of 16, not 24"),
+        (["phases.0.context_tokens=24"], "phase 'only': fp8-delayed needs a process' tokens of a micro-batch in multi"),
+    ],
+)
+def test_fp8_needs_matrices_of_whole_blocks(load, overrides, message):
+    load(*overrides)
+    with pytest.raises(InputError) as error:
+        load("precision=fp8-delayed", *overrides)
+    assert message in str(error.value)
+    load("precision=fp8-delayed")
 
 
 def test_precisions_are_told_by_what_they_mean(load):

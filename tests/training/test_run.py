@@ -118,7 +118,7 @@ def test_the_stream_has_the_samples_of_every_phase(make_recipe):
     [
         ({"layout": {"tensor": 2}}, 3, "3 processes are not a multiple of tensor x pipeline x context = 2"),
         ({"precision": "fp8-delayed"}, 1, "precision: fp8-delayed needs a GPU, and there is none here; train on a GPU"),
-        ({"layout": {"context": 2}}, 2, "layout.context: 2 needs a GPU"),
+        ({"layout": {"tensor": 2, "sequence": True, "tensor_overlap": True}}, 2, "layout.tensor_overlap: true needs a"),
         ({"layout": {"cuda_graphs": True}}, 1, "layout.cuda_graphs: true needs a GPU"),
         ({"corpus": "nowhere"}, 1, "there is no corpus here; run `megatron-music build`"),
         ({"vocabulary": "nowhere.yaml"}, 1, "nowhere.yaml: no such file"),

@@ -82,7 +82,7 @@ class StepMetrics:
         self._tokens += step.tokens
         if done % self.every_steps and done != step.span.last_step:
             return
-        losses = losses_by_group(report.loss_table)
+        losses, gradient_norm = losses_by_group(report.loss_table), float(report.gradient_norm)
         now = time.perf_counter()
         speed = self._tokens / (now - self._since)
         self._tokens, self._since = 0, now
@@ -94,7 +94,7 @@ class StepMetrics:
                 "tokens": step.tokens_after,
                 "learning_rate": step.learning_rate,
                 **losses,
-                "gradient_norm": report.gradient_norm,
+                "gradient_norm": gradient_norm,
                 "tokens_per_second": speed,
                 **{f"tokens/{source}": count for source, count in sources.items()},
             },
@@ -103,7 +103,7 @@ class StepMetrics:
         groups = "  ".join(f"{name.removeprefix('loss/')} {value:.3f}" for name, value in losses.items())
         self.log.say(
             f"step {done}/{trainer.last_step}  {phase.name}  {groups}  lr {step.learning_rate:.2e}  "
-            f"norm {report.gradient_norm:.2f}  {speed:,.0f} tokens/s  {_duration(left)} left"
+            f"norm {gradient_norm:.2f}  {speed:,.0f} tokens/s  {_duration(left)} left"
         )
 
     def restart_clock(self) -> None:
