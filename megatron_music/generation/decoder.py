@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 READING_CHUNK = 512
 # So many tokens are static steps one by one; more are read together.
 MOST_STATIC_TOKENS = 2
-MOST_ROWS_TURNED, FEWEST_IDS_TURNED = 16, 16384
+MOST_ROWS_TURNED, FEWEST_IDS_TURNED = 8, 16384
 # Attention kernels with a mask want the number of positions aligned.
 ALIGNED_POSITIONS = 8
 WARM_UP_STEPS = 3
