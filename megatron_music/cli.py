@@ -231,17 +231,28 @@ def report(
     typer.echo(write_report(corpus, out, documents, seed, weights, audio))
 
 
-@app.command(epilog="Example: megatron-music plan examples/yue_7b.yaml --set corpus=runs/corpus")
+@app.command(epilog="Example: megatron-music plan examples/yue_7b.yaml --gpus 512 --gpu H800 --plots plots")
 def plan(
     recipe: Annotated[Path, typer.Argument(help="Recipe file.")],
+    gpus: Annotated[
+        int | None, typer.Option(min=1, help="GPUs: plan layout, memory, time and checkpoints too.")
+    ] = None,
+    gpu: Annotated[str, typer.Option(help="Their kind: A100, H100, H200 or H800.")] = "H800",
+    mfu: Annotated[float, typer.Option(help="Share of the BF16 peak that is expected of them.")] = 0.4,
+    rank: Annotated[
+        list[int] | None, typer.Option(help="Process to look at; several times.", show_default="one of every stage")
+    ] = None,
+    build: Annotated[bool, typer.Option(help="Build groups and network of these ranks, without memory.")] = True,
+    plots: Annotated[Path | None, typer.Option(help="Folder for pictures of learning rate and mixture.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print all of it as JSON.")] = False,
     overrides: Overrides = None,
 ) -> None:
-    """Check a recipe and print its phases, and what each source gives and how often; trains nothing."""
-    from megatron_music.cluster.plan import plan as plan_sections
+    """Check a recipe and print what it will do, and what it takes on a number of GPUs; trains nothing."""
+    from megatron_music.cluster.plan import make_plan
+    from megatron_music.cluster.plan_output import print_plan
     from megatron_music.recipe.recipe import Recipe
 
-    for section in plan_sections(Recipe.load(recipe, overrides)):
-        typer.echo(f"{section}\n")
+    print_plan(make_plan(Recipe.load(recipe, overrides), gpus, gpu, mfu, rank, build), plots, as_json)
 
 
 @app.command(epilog="Example: megatron-music train examples/quickstart.yaml --processes 2 --set seed=2")

@@ -1,157 +1,177 @@
-"""`plan`: what a recipe will do, phase by phase and source by source, checked against the corpus where there is one."""
+"""`plan`: what a recipe will do, and on a number of GPUs what it takes: layout, memory, time, checkpoints."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 
-from megatron_music.corpus.blend import Stock, check_supply, epoch_limits, read_stocks, token_shares, tokens_given
-from megatron_music.recipe.mixture import members, solve
-from megatron_music.recipe.phase import LearningRate, Phase
-from megatron_music.recipe.phases import phase_spans
+from megatron_music.cluster.forecast import Checkpoint, Stretch, checkpoint, forecast
+from megatron_music.cluster.gpus import Gpu, gpu_named
+from megatron_music.cluster.layouts import Division, Proposal, divisions, proposals
+from megatron_music.cluster.memory import Memory, activations_by_recompute, memory_by_rank, stage_of_rank
+from megatron_music.cluster.parameters import Parameters, parameters_of_stage, whole_parameters
+from megatron_music.cluster.science import Lesson, Shares, forgotten_lessons
+from megatron_music.corpus.blend import Stock, check_supply, read_stocks, token_shares
+from megatron_music.errors import InputError
+from megatron_music.recipe.mixture import solve
 from megatron_music.recipe.recipe import Recipe
-from megatron_music.tables import short_count, table
-
-_LARGEST_DENOMINATOR = 999
-"""Shares that come from sizes have long fractions, which tell nobody anything."""
+from megatron_music.vocabulary.vocabulary import Vocabulary
 
 
-def plan(recipe: Recipe) -> Iterator[str]:
-    """The sections of a recipe's plan, each a heading with its table.
+@dataclass(frozen=True)
+class Rank:
+    """One process: its parameters and memory, and its activations under every setting of ``layout.recompute``.
 
-    Raises InputError where the corpus lacks a source, and, once all sections are told, where a source runs out.
+    Attributes:
+        place: its number in each kind of group, as megatron-core made them; None where nothing was built.
     """
-    yield _heading(recipe)
-    yield phase_table(recipe)
+
+    rank: int
+    stage: int
+    parameters: Parameters
+    memory: Memory
+    activations: Mapping[str, int]
+    place: Mapping[str, int] | None = None
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """What a recipe takes on a number of GPUs.
+
+    Attributes:
+        ranks: none where the layout can't start.
+        fault: why the layout can't start, if it can't.
+    """
+
+    gpus: int
+    gpu: Gpu
+    mfu: float
+    parameters: Parameters
+    divisions: list[Division]
+    ranks: list[Rank]
+    forecast: list[Stretch]
+    checkpoint: Checkpoint
+    proposals: list[Proposal]
+    fault: InputError | None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a recipe will do.
+
+    Attributes:
+        stocks: what the corpus holds of every source; None without a corpus.
+        shares: of every phase's tokens, by source, or by those that only the corpus tells apart.
+        fault: what stops the run, if anything does: told after all the rest.
+    """
+
+    recipe: Recipe
+    stocks: Mapping[str, Stock] | None
+    shares: Sequence[Shares]
+    lessons: list[Lesson] = field(default_factory=list)
+    cluster: Cluster | None = None
+    fault: InputError | None = None
+
+
+def make_plan(
+    recipe: Recipe,
+    gpus: int | None = None,
+    gpu: str = "H800",
+    mfu: float = 0.4,
+    ranks: Sequence[int] | None = None,
+    build: bool = True,
+) -> Plan:
+    """The plan of a recipe, on ``gpus`` GPUs where they are given.
+
+    Args:
+        gpu: a name in ``gpus.GPUS``.
+        mfu: share of the dense BF16 peak that the run is expected to reach.
+        ranks: processes to look at; by default the first, the last and the first of every pipeline stage.
+        build: makes megatron-core's groups and the network of these processes as well, without memory.
+
+    Raises InputError where the corpus lacks a source, or an argument is wrong.
+    """
     stocks = read_stocks(recipe) if recipe.corpus.is_dir() else None
-    yield mixture_table(recipe, stocks)
-    if any(phase.mixture.ratios for phase in recipe.phases) or recipe.groups:
-        yield group_table(recipe, stocks)
-    if stocks is not None:
-        check_supply(recipe, stocks, token_shares(recipe, stocks))
+    shares = _shares(recipe, stocks)
+    fault = _shortage(recipe, stocks)
+    lessons = forgotten_lessons(recipe, shares)
+    if gpus is None:
+        if ranks:
+            raise InputError("--rank", "is given without --gpus", "say on how many GPUs")
+        return Plan(recipe, stocks, shares, lessons, fault=fault)
+    if not 0 < mfu <= 1:
+        raise InputError("--mfu", f"{mfu:g} is no share of the peak", "give one above 0 and at most 1, such as 0.4")
+    outside = next((rank for rank in ranks or () if not 0 <= rank < gpus), None)
+    if outside is not None:
+        raise InputError("--rank", f"{outside} is no process of {gpus}", f"choose from 0 to {gpus - 1}")
+    cluster = _plan_cluster(recipe, gpus, gpu_named(gpu), mfu, ranks, build)
+    return Plan(recipe, stocks, shares, lessons, cluster, cluster.fault or fault)
 
 
-def _heading(recipe: Recipe) -> str:
-    last = phase_spans(recipe)[-1]
-    return f"{recipe.name}: {last.last_step:,} steps, {short_count(last.last_token)} tokens, seed {recipe.seed}"
-
-
-def phase_table(recipe: Recipe) -> str:
-    """Steps (numbered from 1, as in ``metrics.jsonl``), tokens, context, batch and learning rate of every phase."""
-    rows = [["phase", "learning rate", "steps", "tokens", "context", "batch"]]
-    for span in phase_spans(recipe):
-        phase = span.phase
-        steps = f"{span.first_step + 1:,}-{span.last_step:,}" if span.steps else "none"
-        tokens = short_count(span.last_token - span.first_token)
-        rows.append([phase.name, _rate(phase.learning_rate), steps, tokens, f"{phase.context_tokens:,}",
-                     _batch(phase)])  # fmt: skip
-    return table(rows, left=2)
-
-
-def _batch(phase: Phase) -> str:
-    """Sequences of a step, from the first to the last where they grow."""
-    return " to ".join(f"{sequences:,}" for sequences in dict.fromkeys((phase.batch_sizes[0], phase.batch_sequences)))
-
-
-def _rate(rate: LearningRate) -> str:
-    if rate.shape == "constant":
-        return f"{rate.start:g}"
-    return f"{rate.start:g} to {rate.end:g}, {rate.shape}"
-
-
-def mixture_table(recipe: Recipe, stocks: Mapping[str, Stock] | None) -> str:
-    """What every source gives in every phase and in the whole run.
-
-    Epochs are passes over what the corpus holds of the source. Without ``stocks`` there are shares alone, and sources
-    that are split by size stand in one row.
-    """
+def _shares(recipe: Recipe, stocks: Mapping[str, Stock] | None) -> list[dict[tuple[str, ...], Fraction]]:
     if stocks is None:
-        return f"no corpus at {recipe.corpus}: shares alone\n{_shares_alone(recipe)}"
-    spans, shares = phase_spans(recipe), token_shares(recipe, stocks)
-    limits = epoch_limits(recipe)
-    rows = [["phase", "source", "share", "", "tokens", "hours", "epochs", "so far", "most"]]
-    total = dict.fromkeys(recipe.source_names, Fraction(0))
-    for span, of_phase, given in zip(spans, shares, tokens_given(spans, shares), strict=True):
-        for name, share in of_phase.items():
-            total[name] += given[name]
-            so_far = f"{float(total[name] / stocks[name].tokens):.2f}"
-            rows.append([span.phase.name, name, *_share(share), *_amounts(given[name], stocks[name]), so_far, ""])
-    tokens = spans[-1].last_token
-    for name, given in total.items():
-        most = f"{float(limits[name]):g}" if name in limits else "any"
-        rows.append(["all", name, *_share(given / tokens), *_amounts(given, stocks[name]), "", most])
-    return f"mixture, by tokens, from {recipe.corpus}\n{table(rows, left=2)}"
+        return [solve(phase.mixture, recipe.groups) for phase in recipe.phases]
+    return [{(name,): share for name, share in of_phase.items()} for of_phase in token_shares(recipe, stocks)]
 
 
-def _shares_alone(recipe: Recipe) -> str:
-    rows = [["phase", "source", "share", "", "unit"]]
-    for phase in recipe.phases:
-        for part, share in solve(phase.mixture, recipe.groups).items():
-            rows.append([phase.name, " + ".join(part), *_share(share), phase.mixture.unit])
-    return table(rows, left=2)
+def _shortage(recipe: Recipe, stocks: Mapping[str, Stock] | None) -> InputError | None:
+    if stocks is None:
+        return None
+    try:
+        check_supply(recipe, stocks, token_shares(recipe, stocks))
+    except InputError as error:
+        return error
+    return None
 
 
-def _share(share: Fraction) -> list[str]:
-    exact = str(share) if share.denominator <= _LARGEST_DENOMINATOR else ""
-    return [exact, f"{float(share):.2%}"]
+def _plan_cluster(recipe: Recipe, gpus: int, gpu: Gpu, mfu: float, ranks: Sequence[int] | None, build: bool) -> Cluster:
+    vocabulary_size = Vocabulary.load(recipe.vocabulary).padded_size
+    checked = divisions(recipe, vocabulary_size, gpus)
+    fault = next((_misfit(recipe, division) for division in checked if not division.holds), None)
+    looked_at: list[Rank] = []
+    if fault is None:
+        looked_at = _ranks(recipe, vocabulary_size, gpus, ranks)
+        if build:
+            try:
+                looked_at = _build(recipe, vocabulary_size, gpus, looked_at)
+            except InputError as error:
+                fault = error
+    return Cluster(
+        gpus=gpus,
+        gpu=gpu,
+        mfu=mfu,
+        parameters=whole_parameters(recipe, vocabulary_size),
+        divisions=checked,
+        ranks=looked_at,
+        forecast=forecast(recipe, vocabulary_size, gpus, gpu, mfu),
+        checkpoint=checkpoint(recipe, vocabulary_size),
+        proposals=proposals(recipe, vocabulary_size, gpus, gpu),
+        fault=fault,
+    )
 
 
-def _amounts(given: Fraction, stock: Stock) -> list[str]:
-    """Tokens, hours and epochs that a source gives."""
-    hours = f"{float(given / stock.tokens_per_hour):,.1f}" if stock.tokens_per_hour else "-"
-    return [short_count(float(given)), hours, f"{float(given / stock.tokens):.2f}"]
+def _misfit(recipe: Recipe, division: Division) -> InputError:
+    what = f"{division.what} {division.number:,} is not a multiple of {division.by} = {division.divisor:,}"
+    return InputError("layout", f"{recipe.name} can't start: {what}", "take one of the layouts that fit, or other GPUs")
 
 
-def group_table(recipe: Recipe, stocks: Mapping[str, Stock] | None) -> str:
-    """Shares of the tokens that groups come to, and the ratios that the recipe names, by phase and in the whole run.
-
-    Without ``stocks`` a phase whose shares depend on the corpus has question marks, and the whole run no column.
-    """
-    names, columns = _columns(recipe, stocks)
-    rules = [rule for phase in recipe.phases for rule in phase.mixture.ratios]
-    rows = [["group or ratio, by tokens", *names]]
-    for group in dict.fromkeys([*recipe.groups, *(name for rule in rules for name in rule.names)]):
-        rows.append([group, *(_group_share(group, shares, recipe) for shares in columns)])
-    for sides, each in dict.fromkeys((rule.names, each) for rule in rules for each in rule.each or (None,)):
-        label = ":".join(sides) + (f" in {each}" if each else "")
-        rows.append([label, *(_ratio(sides, each, shares, recipe) for shares in columns)])
-    return table(rows)
-
-
-def _columns(
-    recipe: Recipe, stocks: Mapping[str, Stock] | None
-) -> tuple[list[str], list[Mapping[str, Fraction] | None]]:
-    """Phases and, where all are known, the whole run, with the shares of their sources, or None where not known."""
-    names = [phase.name for phase in recipe.phases]
-    known = [phase for phase in recipe.phases if stocks is not None or not phase.mixture.needs_corpus]
-    solved = token_shares(recipe.model_copy(update={"phases": known}), stocks or {})
-    by_phase = {phase.name: shares for phase, shares in zip(known, solved, strict=True)}
-    columns: list[Mapping[str, Fraction] | None] = [by_phase.get(name) for name in names]
-    if len(known) == len(names):
-        spans = phase_spans(recipe)
-        given = tokens_given(spans, solved)
-        names.append("all")
-        columns.append(
-            {
-                source: sum((of_phase.get(source, Fraction(0)) for of_phase in given), Fraction(0))
-                / spans[-1].last_token
-                for source in recipe.source_names
-            }
+def _ranks(recipe: Recipe, vocabulary_size: int, gpus: int, ranks: Sequence[int] | None) -> list[Rank]:
+    firsts = range(0, gpus, gpus // recipe.layout.pipeline)
+    ranks = sorted({*(ranks or (*firsts, gpus - 1))})
+    found = []
+    for rank, memory in memory_by_rank(recipe, vocabulary_size, gpus, ranks).items():
+        stage = stage_of_rank(recipe, gpus, rank)
+        parameters = parameters_of_stage(recipe, vocabulary_size, stage)
+        found.append(
+            Rank(rank, stage, parameters, memory, activations_by_recompute(recipe, vocabulary_size, gpus, stage))
         )
-    return names, columns
+    return found
 
 
-def _group_share(group: str, shares: Mapping[str, Fraction] | None, recipe: Recipe) -> str:
-    if shares is None:
-        return "?"
-    share = sum(shares[name] for name in members(group, list(shares), recipe.groups))
-    return f"{float(share):.2%}" if share else "-"
+def _build(recipe: Recipe, vocabulary_size: int, gpus: int, ranks: list[Rank]) -> list[Rank]:
+    from megatron_music.engine.dry_run import dry_run
 
-
-def _ratio(names: Sequence[str], each: str | None, shares: Mapping[str, Fraction] | None, recipe: Recipe) -> str:
-    """The sides of a ratio by what they come to, the last of them as 1."""
-    if shares is None:
-        return "?"
-    sources = list(shares) if each is None else members(each, list(shares), recipe.groups)
-    sides = [sum(shares[source] for source in members(name, sources, recipe.groups)) for name in names]
-    if not all(sides):
-        return "-"
-    return ":".join(f"{float(side / sides[-1]):.4g}" for side in sides)
+    built = dry_run(recipe, vocabulary_size, gpus, [rank.rank for rank in ranks])
+    for rank, real in zip(ranks, built, strict=True):
+        planned = rank.parameters.by_part, rank.parameters.trained, rank.stage
+        assert planned == (real.parameters, real.trained, real.place["pipeline"]), (rank, real)
+    return [replace(rank, place=real.place) for rank, real in zip(ranks, built, strict=True)]

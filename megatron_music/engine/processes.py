@@ -31,8 +31,6 @@ def join(layout: Layout) -> None:
 
     Reads torchrun's variables, or SLURM's where those are missing; a process started alone is a group of one.
     """
-    from megatron.core import parallel_state
-
     environment = os.environ
     if "RANK" not in environment and started_by_a_launcher():
         environment["RANK"] = environment["SLURM_PROCID"]
@@ -54,11 +52,19 @@ def join(layout: Layout) -> None:
 
         cpu.install()
         torch.distributed.init_process_group("gloo", timeout=datetime.timedelta(minutes=10))
+    form_groups(layout)
+
+
+def form_groups(layout: Layout, **options: Any) -> None:
+    """Makes megatron-core's groups of processes for ``layout``, with further ``options`` of its own."""
+    from megatron.core import parallel_state
+
     parallel_state.initialize_model_parallel(
         tensor_model_parallel_size=layout.tensor,
         pipeline_model_parallel_size=layout.pipeline,
         virtual_pipeline_model_parallel_size=layout.interleave if layout.interleave > 1 else None,
         context_parallel_size=layout.context,
+        **options,
     )
 
 
