@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from megatron_music.cluster.gpus import Gpu
 from megatron_music.cluster.memory import RECOMPUTE, memory_by_rank
 from megatron_music.recipe.layout import Layout
-from megatron_music.recipe.recipe import Recipe
+from megatron_music.recipe.recipe import FP8_MULTIPLE, Recipe
 
 NODE_GPUS = 8
 """GPUs that NVLink joins; tensor parallelism communicates in every layer and stays inside."""
@@ -60,6 +60,8 @@ def divisions(recipe: Recipe, vocabulary_size: int, gpus: int) -> list[Division]
         Division("padded vocabulary", vocabulary_size, *tensor),
         Division("layers", network.layers, "pipeline x interleave", stages),
     ]
+    if recipe.fp8_scaling is not None:
+        found += _fp8_divisions(recipe)
     for context in sorted({phase.context_tokens for phase in recipe.phases}):
         if layout.sequence:
             found.append(Division("context", context, "tensor x context", layout.tensor * layout.context))
@@ -73,6 +75,20 @@ def divisions(recipe: Recipe, vocabulary_size: int, gpus: int) -> list[Division]
             if layout.interleave > 1:
                 found.append(Division(f"micro-batches of {phase.name}", batch // size, "pipeline", layout.pipeline))
     return found
+
+
+def _fp8_divisions(recipe: Recipe) -> list[Division]:
+    """All sides of a matrix product."""
+    layout, network = recipe.layout, recipe.network
+    share = f"{FP8_MULTIPLE} x tensor (FP8)", FP8_MULTIPLE * layout.tensor
+    cut = layout.context * (layout.tensor if layout.sequence else 1)
+    by = f"{FP8_MULTIPLE} x processes of a sequence (FP8)"
+    tokens = sorted({phase.micro_batch_sequences * phase.context_tokens for phase in recipe.phases})
+    return [
+        Division("hidden size", network.hidden_size, *share),
+        Division("feed-forward channels", network.ffn_hidden_size, *share),
+        *(Division("tokens of a micro-batch", count, by, FP8_MULTIPLE * cut) for count in tokens),
+    ]
 
 
 def fits(peak_bytes: int, gpu: Gpu) -> bool:
@@ -111,10 +127,10 @@ def proposals(recipe: Recipe, vocabulary_size: int, gpus: int, gpu: Gpu) -> list
 
 
 def _spreads(recipe: Recipe, gpus: int) -> Iterator[tuple[int, int, int]]:
-    """Tensor, context and pipeline sizes; adapters take no context parallelism, which is Transformer Engine's."""
+    """Tensor, context and pipeline sizes."""
     powers = [2**power for power in range(gpus.bit_length())]
     for tensor in (size for size in powers if size <= NODE_GPUS):
-        for context in powers if recipe.lora is None else [1]:
+        for context in powers:
             for pipeline in range(1, recipe.network.layers + 1):
                 if gpus % (tensor * context * pipeline) == 0:
                     yield tensor, context, pipeline

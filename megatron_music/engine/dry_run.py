@@ -82,7 +82,7 @@ def _main() -> None:
     for rank in job["ranks"]:
         try:
             built.append(asdict(_build(recipe, job["vocabulary_size"], job["processes"], rank)))
-        except Exception as error:
+        except (AssertionError, RuntimeError, ValueError) as error:
             fault = f"{type(error).__name__}: {error}"
             print(json.dumps({"rank": rank, "fault": fault}))
             return

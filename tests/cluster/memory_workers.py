@@ -25,7 +25,12 @@ def recipe(fields: dict) -> Recipe:
         corpus="c",
         run="r",
         network=dict(
-            hidden_size=128, layers=12, attention_heads=4, key_value_heads=2, ffn_hidden_size=352, position_limit=CONTEXT
+            hidden_size=128,
+            layers=12,
+            attention_heads=4,
+            key_value_heads=2,
+            ffn_hidden_size=352,
+            position_limit=CONTEXT,
         ),
         phases=[
             dict(

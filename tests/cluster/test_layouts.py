@@ -47,6 +47,14 @@ def test_every_division_is_checked(load):
     assert whats[:2] == ["key-value heads", "layers"] and "context" in whats
 
 
+def test_fp8_wants_multiples_of_16_on_every_process(load):
+    recipe = load("yue_7b", "precision=fp8-delayed")
+    assert misfits(recipe, 512) == []
+    # 11,008 is 688 x 16: shared by 32 processes it is not a multiple of 16 any more.
+    wide = recipe.model_copy(update={"layout": recipe.layout.model_copy(update={"tensor": 32})})
+    assert ("feed-forward channels", "16 x tensor (FP8)", 512) in misfits(wide, 512)
+
+
 def test_an_interleaved_pipeline_needs_micro_batches_for_every_stage(load):
     recipe = load("yue_7b", "layout.interleave=2")
     # 128 GPUs a stage of 4: 96 copies of the model leave 8 and 4 micro-batches; 256 copies leave 3 and none.
