@@ -13,6 +13,7 @@ _CROSS_ENTROPY_BYTES = {"cpu": 2**21, "cuda": 2**28}
 """Of FP32 logits worked on at once: what stays in a core's cache, or a small share of a GPU's memory."""
 
 _ONEDNN = torch.backends.mkldnn.is_available() and torch.backends.cpu.get_cpu_capability().startswith("AVX")
+_MULTIPLIES_BF16 = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 def compiled(formula: Callable) -> Callable:
@@ -39,8 +40,11 @@ def product(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
     """``left @ right`` of two matrices; best where ``left`` is contiguous.
 
     For FP32 on x86 this takes oneDNN, which uses AVX-512 on every processor that has it, where torch's own choice (MKL)
-    uses AVX2 on AMD's: twice as fast there, and equal on Intel's.
+    uses AVX2 on AMD's: twice as fast there, and equal on Intel's. A CPU that can't multiply BF16 does it in FP32 and
+    rounds once, as one that can sums in FP32; torch would take the numbers one by one.
     """
+    if left.dtype == torch.bfloat16 and left.device.type == "cpu" and not _MULTIPLIES_BF16:
+        return product(left.float(), right.float()).bfloat16()
     if _ONEDNN and left.dtype == torch.float32 and left.device.type == "cpu":
         return torch.ops.mkldnn._linear_pointwise(left, right.t(), None, "none", [], "")
     return torch.mm(left, right)

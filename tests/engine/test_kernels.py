@@ -169,3 +169,14 @@ def test_formulas_are_the_same_when_compiled():
         # Compiled, BF16 is computed in FP32 and rounded once at the end.
         torch.testing.assert_close(ours, theirs, rtol=2**-7, atol=2**-7)
     assert torch.equal(inputs[2], expected[4])
+
+
+@pytest.mark.parametrize("multiplies_bf16", [True, False])
+def test_products_of_bf16_are_rounded_once(monkeypatch, multiplies_bf16):
+    monkeypatch.setattr(kernels, "_MULTIPLIES_BF16", multiplies_bf16)
+    x, weight = torch.randn(17, 32).bfloat16(), torch.randn(24, 32).bfloat16()
+    exact = x.double() @ weight.double().t()
+    result = kernels.product(x, weight.t())
+    assert result.dtype == torch.bfloat16
+    # Half a step of BF16's last bit, and what FP32 sums are off by.
+    torch.testing.assert_close(result.double(), exact, rtol=2**-8 * 1.01, atol=1e-4)
