@@ -28,6 +28,7 @@ import numpy as np
 import torch
 from training_loop import own_share, told
 
+from megatron_music.cluster.memory import memory_by_rank
 from megatron_music.engine import processes
 from megatron_music.engine.hardware import check_hardware
 from megatron_music.recipe.flops import flops_per_token, parameter_count
@@ -361,6 +362,8 @@ def report(recipe: Recipe, vocabulary_size: int, contenders: list[Contender]) ->
             f"{contender.name:15} {speed:9,.0f} tokens/s a process (median of {len(speeds)} rounds, {min(speeds):,.0f} "
             f"to {max(speeds):,.0f}), {speed * flops / 1e12:.3f} TFLOP/s{mfu}{memory}"
         )
+    planned = memory_by_rank(recipe, vocabulary_size, world, [0], "cuda" if torch.cuda.is_available() else "cpu")[0]
+    print(f"{'`plan` expects':15} at most {planned.allocated / 2**30:.2f} GiB of megatron-music")
     for contender in contenders:
         curve = contender.losses
         shown = [curve[round(index)] for index in np.linspace(0, len(curve) - 1, 6)]
