@@ -384,6 +384,31 @@ def generate(
     generate_songs(out, models, asked, settings, **form, say=lambda line: typer.echo(line, err=True))
 
 
+@app.command(epilog="Example: megatron-music demo --stage1 hf1 --stage2 hf2 --known-tags top_200_tags.json")
+def demo(
+    stage1: Annotated[Path | None, typer.Option(help="Stage-1 model folder.")] = None,
+    stage2: Annotated[Path | None, typer.Option(help="Stage-2 model folder.")] = None,
+    folder: Annotated[Path, typer.Option(help="All that is written lies there: songs and uploads.")] = Path("demo"),
+    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 lets others in.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 7860,
+    known_tags: Annotated[Path | None, typer.Option(help="File of tags to offer; others are hinted at.")] = None,
+    codec: Annotated[str | None, typer.Option(help="Codec.", show_default="the vocabulary's")] = None,
+    weights: Annotated[str | None, typer.Option(help="The codec's weights.", show_default="the models' own")] = None,
+    vocoder: Annotated[
+        Path | None, typer.Option(help="Folder of YuE's 44.1 kHz vocoders.", show_default="none")
+    ] = None,
+    vocabulary: Annotated[Path | None, typer.Option(help="Vocabulary file.", show_default="the models' own")] = None,
+    tokenizer: Annotated[Path | None, typer.Option(help="SentencePiece model.", show_default="the models'")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu or cuda.", show_default="a GPU where there is one")] = None,
+) -> None:
+    """Serve `generate` as a web page, to this machine alone unless --host says otherwise."""
+    from megatron_music.generation.demo.serve import serve
+    from megatron_music.generation.song import Models
+
+    models = Models(stage1, stage2, codec, weights, vocoder, vocabulary, tokenizer, device)
+    serve(models, folder, host, port, known_tags, say=typer.echo)
+
+
 @app.command(epilog="Example: megatron-music evaluate model hf corpus/lyrics_to_song corpus/lyrics_to_song_held_out")
 def evaluate(
     what: Annotated[str, typer.Argument(help="model")],

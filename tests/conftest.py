@@ -42,14 +42,13 @@ def text_tokenizer_file(tmp_path_factory) -> Path:
     return path
 
 
-@pytest.fixture
-def make_model(tmp_path, text_tokenizer_file, tiny_vocabulary):
-    """Writes a model folder with random weights: ``make_model("stage1", positions=512, seed=0)``."""
+@pytest.fixture(scope="session")
+def write_model(text_tokenizer_file, tiny_vocabulary):
+    """Writes a model folder with random weights: ``write_model(folder, positions=512, seed=0)``."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    def make(folder_name: str, positions: int = 512, seed: int = 0, **vocabulary) -> Path:
-        folder = tmp_path / folder_name
+    def write(folder: Path, positions: int = 512, seed: int = 0, **vocabulary) -> Path:
         torch.manual_seed(seed)
         config = LlamaConfig(
             vocab_size=tiny_vocabulary["padded_size"],
@@ -68,7 +67,13 @@ def make_model(tmp_path, text_tokenizer_file, tiny_vocabulary):
         (folder / "tokenizer.model").write_bytes(text_tokenizer_file.read_bytes())
         return folder
 
-    return make
+    return write
+
+
+@pytest.fixture
+def make_model(tmp_path, write_model):
+    """The same below the test's own folder: ``make_model("stage1", positions=512, seed=0)``."""
+    return lambda name, *options, **more: write_model(tmp_path / name, *options, **more)
 
 
 @pytest.fixture(scope="session")

@@ -46,6 +46,14 @@ def read_audio(path: str | os.PathLike, sample_rate: int, mono: bool = True) -> 
     return samples_CS[0] if mono else samples_CS
 
 
+def announced_seconds(path: str | os.PathLike) -> float:
+    """The length that an audio file's header tells, which nothing was read for; 0 where it tells none."""
+    try:
+        return soundfile.info(path).duration
+    except (soundfile.LibsndfileError, OSError, ValueError, RuntimeError):
+        return 0.0
+
+
 def resample(samples: np.ndarray, from_rate: int, to_rate: int) -> np.ndarray:
     """Resamples float32 (samples,) or (channels, samples) with soxr's high-quality filter.
 

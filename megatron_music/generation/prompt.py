@@ -10,18 +10,25 @@ SECTION_LABEL = re.compile(r"^\s*\[([^\[\]\n]+)\]\s*$")
 
 
 def read_lyrics(path: Path) -> list[str]:
-    """Reads a lyrics file: sections that each start with a line ``[label]``, separated by blank lines.
+    """The sections of a lyrics file; see ``sections_of``."""
+    return sections_of(read_text(path), path)
+
+
+def sections_of(text: str, where: object = "lyrics") -> list[str]:
+    """Cuts lyrics into sections that each start with a line ``[label]``.
+
+    Args:
+        where: names the lyrics in errors.
 
     Returns:
         One text a section, as training has them: ``"[verse]\\nline\\nline\\n\\n"``; a section without lines is
         ``"[intro]\\n\\n"``. Labels are lower-cased, lines are stripped, blank lines fall away.
 
     Raises:
-        InputError: the file is empty, holds no label, or has text before the first label.
+        InputError: the text is empty, holds no label, or has text before the first label.
     """
-    text = read_text(path)
     if not text.strip():
-        raise InputError(path, "is empty", "write sections such as [verse] followed by lines of lyrics")
+        raise InputError(where, "is empty", "write sections such as [verse] followed by lines of lyrics")
     sections: list[tuple[str, list[str]]] = []
     for number, line in enumerate(text.splitlines(), start=1):
         label = SECTION_LABEL.match(line)
@@ -29,7 +36,7 @@ def read_lyrics(path: Path) -> list[str]:
             sections.append((label[1].strip().lower(), []))
         elif line.strip() and not sections:
             raise InputError(
-                f"{path}: line {number}", "stands before any section label", "start with a line such as [verse]"
+                f"{where}: line {number}", "stands before any section label", "start with a line such as [verse]"
             )
         elif line.strip():
             sections[-1][1].append(line.strip())

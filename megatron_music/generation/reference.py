@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from megatron_music.audio.files import read_audio
+from megatron_music.audio.files import announced_seconds, read_audio
 from megatron_music.errors import InputError
 from megatron_music.files import read_json
 from megatron_music.generation.request import Reference, SungSegment
@@ -92,10 +92,10 @@ def _codebook_0(path: str | Path, codec: "Codec", codec_range: CodecRange) -> np
             return load_codes(Song("reference", codes={"reference": name}), "reference", codec_range)[0]
         except Rejected as rejected:
             raise InputError(path, rejected.detail, "name codes of this codec, or audio") from None
+    # Small files may hold hours, which would fill the memory.
+    if (seconds := announced_seconds(path)) > LONGEST_FILE_S:
+        raise InputError(path, f"lasts {seconds / 60:.0f} minutes", f"cut it to {LONGEST_FILE_S / 60:g}")
     samples = read_audio(path, codec.sample_rate)
-    if len(samples) > LONGEST_FILE_S * codec.sample_rate:
-        minutes = len(samples) / codec.sample_rate / 60
-        raise InputError(path, f"lasts {minutes:.0f} minutes", f"cut it to {LONGEST_FILE_S / 60:g}")
     if len(samples) < SHORTEST_S * codec.sample_rate:
         found = f"lasts {len(samples) / codec.sample_rate:.2f} s, too short a reference"
         raise InputError(path, found, f"name at least {SHORTEST_S:g} s")

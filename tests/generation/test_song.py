@@ -137,6 +137,13 @@ def test_a_reference_is_cut_out_of_the_codes_of_the_whole_file(folders, codec, t
     np.testing.assert_array_equal(given, tracks[0][0, :50])
 
 
+def test_hours_in_a_small_file_are_never_read(folders, tmp_path, monkeypatch):
+    write_audio(tmp_path / "hours.flac", np.zeros(7200 * 100, np.float32), 100)
+    monkeypatch.setattr("megatron_music.generation.reference.read_audio", None)
+    with pytest.raises(InputError, match="hours.flac: lasts 120 minutes; cut it to 20"):
+        Studio(Models(**folders)).reference([tmp_path / "hours.flac"])
+
+
 def test_a_song_of_a_manifest_is_gone_on_with(prompt, tmp_path):
     for name in ("v", "a"):
         np.save(tmp_path / f"{name}.npy", np.random.default_rng(len(name)).integers(0, 16, (4, 100)).astype(np.int16))

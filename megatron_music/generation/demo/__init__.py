@@ -1,0 +1,1 @@
+"""The verb `demo`: songs asked for and heard in a web page."""
