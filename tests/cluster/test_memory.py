@@ -18,7 +18,7 @@ CASES = {
     "pipeline fp32": {"precision": "fp32", "layout": {"pipeline": 2}},
     "pipeline bf16": {"precision": "bf16", "layout": {"pipeline": 2}},
     "interleaved": {"precision": "bf16", "layout": {"pipeline": 2, "interleave": 2, "recompute": "selective"}},
-    "recomputed": {"precision": "bf16", "layout": {"recompute": "full", "recompute_layers": 6}},
+    "recomputed": {"precision": "bf16", "layout": {"recompute": "full", "recompute_layers": 4}},
     "adapters": {"precision": "bf16", "layout": {"tensor": 2}, "lora": LORA},
 }
 
