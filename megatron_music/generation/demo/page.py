@@ -124,7 +124,7 @@ def _prompt(known_tags: list[str]) -> dict[str, Component]:
     with gr.Row():
         seed = gr.Number(42, label="Seed", precision=0, min_width=90, elem_id="seed")
         segments = gr.Number(0, label="Sections (0: all)", precision=0, min_width=90, elem_id="segments")
-        instrumental = gr.Checkbox(label="Instrumental", min_width=150, elem_id="instrumental")
+    instrumental = gr.Checkbox(label="Instrumental", elem_id="instrumental")
     return {"lyrics": lyrics, "tags": tags, "seed": seed, "segments": segments, "instrumental": instrumental}
 
 
