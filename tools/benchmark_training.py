@@ -28,6 +28,7 @@ import numpy as np
 import torch
 from training_loop import own_share, told
 
+from megatron_music.cluster.gpus import gpu_of_device
 from megatron_music.cluster.memory import memory_by_rank
 from megatron_music.engine import processes
 from megatron_music.engine.hardware import check_hardware
@@ -35,9 +36,6 @@ from megatron_music.recipe.flops import flops_per_token, parameter_count
 from megatron_music.recipe.layout import Layout
 from megatron_music.recipe.recipe import Recipe
 from megatron_music.vocabulary.vocabulary import Vocabulary
-
-PEAK_BF16_FLOPS = {"A100": 312e12, "H100 PCIe": 756e12, "H100": 989e12, "H200": 989e12, "H800": 989e12}
-"""Dense BF16 peak by a part of the GPU's name, SXM boards where the name does not say PCIe."""
 
 Step = Callable[[list[np.ndarray]], torch.Tensor]
 """Takes the micro-batches of one optimizer step, (sequences, context + 1) ids each; returns the mean loss, ()."""
@@ -352,11 +350,11 @@ def report(recipe: Recipe, vocabulary_size: int, contenders: list[Contender]) ->
         f"micro-batches of {phase.micro_batch_sequences}\n"
         f"{flops / 1e6:.1f} MFLOP a token (causal attention at half the square)"
     )
-    peak = next((peak for name, peak in PEAK_BF16_FLOPS.items() if name in device), None)
+    gpu = gpu_of_device(device)
     for contender in contenders:
         speeds = [phase.step_tokens / value / world for value in contender.seconds]
         speed = statistics.median(speeds)
-        mfu = f", MFU {speed * flops / peak:.1%} of BF16's peak" if peak and recipe.is_bf16 else ""
+        mfu = f", MFU {speed * flops / gpu.bf16_flops:.1%} of BF16's peak" if gpu and recipe.is_bf16 else ""
         memory = f", at most {contender.peak_bytes / 2**30:.2f} GiB" if contender.peak_bytes else ""
         print(
             f"{contender.name:15} {speed:9,.0f} tokens/s a process (median of {len(speeds)} rounds, {min(speeds):,.0f} "

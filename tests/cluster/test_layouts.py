@@ -3,7 +3,7 @@
 import pytest
 
 from megatron_music.cluster.forecast import bubble, checkpoint, forecast
-from megatron_music.cluster.gpus import GPUS, GiB, Gpu
+from megatron_music.cluster.gpus import GPUS, GiB, Gpu, gpu_of_device
 from megatron_music.cluster.layouts import divisions, proposals
 from megatron_music.cluster.memory import activations_by_recompute, memory_by_rank, stage_memory
 from megatron_music.cluster.parameters import whole_parameters
@@ -164,3 +164,9 @@ def test_the_bubble_of_a_pipeline(load):
     recipe = load("yue_7b")
     assert bubble(recipe, 64, recipe.phases[0]) == 1 / 13
     assert bubble(load("yue_7b", "layout.interleave=4"), 64, recipe.phases[0]) == 1 / 49
+
+
+def test_a_gpu_is_known_by_its_devices_name():
+    names = {"NVIDIA H100 PCIe": "H100 PCIe", "NVIDIA H100 80GB HBM3": "H100", "NVIDIA A100-SXM4-80GB": "A100"}
+    assert {device: gpu_of_device(device).name for device in names} == names
+    assert gpu_of_device("NVIDIA GeForce RTX 3060") is None
