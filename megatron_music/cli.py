@@ -262,13 +262,16 @@ def train(
     branch_from: Annotated[
         Path | None, typer.Option("--from", help="Checkpoint to start from, or to train the adapters of `lora` on.")
     ] = None,
+    fresh_optimizer: Annotated[
+        bool, typer.Option("--fresh-optimizer", help="Start without the optimizer state of that checkpoint.")
+    ] = False,
     overrides: Overrides = None,
 ) -> None:
     """Train a recipe; run again, it goes on from its last complete checkpoint."""
     from megatron_music.recipe.recipe import Recipe
     from megatron_music.training.run import train as train_recipe
 
-    train_recipe(Recipe.load(recipe, overrides), processes, branch_from)
+    train_recipe(Recipe.load(recipe, overrides), processes, branch_from, fresh_optimizer)
 
 
 @app.command(epilog="Example: megatron-music export runs/x/checkpoints/step_000100 runs/x/hf --dtype float32")

@@ -235,10 +235,11 @@ def write_random_corpus(folder: Path, tokens: int) -> None:
 def our_reading(corpus: Path) -> Iterator[int]:
     """Tokens of each step as one process of the run reads them."""
     from megatron_music.training.data import Loader
+    from megatron_music.training.marks import Marks
 
     recipe = recipe_over(corpus)
     spans = phase_spans(recipe)
-    ours = Loader(run_stream(recipe), spans, rank=0, copies=COPIES)
+    ours = Loader(run_stream(recipe), spans, [Marks()] * len(spans), rank=0, copies=COPIES)
     for index in itertools.count():
         yield sum(batch.ids[:, 1:].size for batch in ours.batches(step_at(spans, index)))
 

@@ -8,6 +8,7 @@ import yaml
 
 from megatron_music.recipe.flops import parameter_count
 from megatron_music.recipe.recipe import Recipe
+from megatron_music.training.origin import Origin, read_origin
 from megatron_music.training.run_folder import CheckpointState, RunFolder
 
 TASKS_IN_WORDS = {
@@ -50,7 +51,7 @@ def model_card(
         "",
         "| | |",
         "| --- | --- |",
-        f"| tokens seen | {state.tokens:,} (step {state.step:,}, phase {state.phase}) |",
+        f"| tokens seen | {_tokens_seen(state, read_origin(checkpoint))} |",
         f"| layers, hidden, heads, key-value heads, ffn | {network.layers}, {network.hidden_size}, "
         f"{network.attention_heads}, {network.key_value_heads}, {network.ffn_hidden_size} |",
         f"| vocabulary | {vocabulary_size:,} ids with padding, `vocabulary.yaml` |",
@@ -85,6 +86,15 @@ def model_card(
         "",
     ]
     return "\n".join(lines)
+
+
+def _tokens_seen(state: CheckpointState, origin: Origin | None) -> str:
+    """Tokens of the run and, of a branch, in all: whatever its network had read before."""
+    here = f"(step {state.step:,}, phase {state.phase})"
+    if origin is None:
+        return f"{state.tokens:,} {here}"
+    return (f"{state.tokens + origin.tokens_in_all:,} in all: {state.tokens:,} {here} after {origin.tokens_in_all:,} "
+            f"up to step {origin.step:,} of {origin.name}")  # fmt: skip
 
 
 def latest_losses(metrics: Path, step: int) -> dict[str, dict[str, float]]:

@@ -17,6 +17,7 @@ from megatron_music.files import atomic_path, read_json, write_json
 from megatron_music.progress import track
 from megatron_music.recipe.recipe import Network, Recipe
 from megatron_music.training.base import base_of, holds_adapters
+from megatron_music.training.origin import read_origin
 from megatron_music.training.run_folder import NETWORK, CheckpointState, RunFolder, read_network, read_state
 from megatron_music.vocabulary.vocabulary import Vocabulary
 
@@ -88,7 +89,8 @@ class Trained:
                     sidecar = read_json(self.corpus / f"{name}.json")
                     sources[name] = {field: sidecar.get(field) for field in ("task", "options")} | {"shares": {}}
                 sources[name]["shares"][phase.name] = str(share)
-        longest = max(phase.context_tokens for phase in phases)
+        origin = read_origin(self.checkpoint)
+        longest = max(origin.context_tokens if origin else 0, *(phase.context_tokens for phase in phases))
         return {"codec": self.vocabulary.default_codec, "context_tokens": longest, "sources": sources}
 
 

@@ -66,15 +66,19 @@ class SourceStream:
     def tokens(self, position: int, count: int) -> tuple[np.ndarray, np.ndarray]:
         """Ids int32 (count,) and kinds uint8 (count,) from ``position`` of the stream on."""
         ids, kinds = np.empty(count, np.int32), np.empty(count, np.uint8)
+        for document, offset, span in self.documents(position, count):
+            ids[span], kinds[span] = self.source.read(document, offset, offset + span.stop - span.start)
+        return ids, kinds
+
+    def documents(self, position: int, count: int) -> Iterator[tuple[int, int, slice]]:
+        """The documents in ``count`` tokens from ``position`` on: number, offset of the first of its tokens, place."""
         filled = 0
         while filled < count:
             epoch, within = divmod(position + filled, self.source.total_tokens)
             document, offset, left = self.order(epoch).from_token(within)
             taken = min(left, count - filled)
-            span = slice(filled, filled + taken)
-            ids[span], kinds[span] = self.source.read(document, offset, offset + taken)
+            yield document, offset, slice(filled, filled + taken)
             filled += taken
-        return ids, kinds
 
     def order(self, epoch: int) -> EpochOrder:
         """The order of the documents in ``epoch`` (0, 1, ...)."""
@@ -108,16 +112,18 @@ class SampleStream:
 
     def sample(self, index: int) -> Sample:
         """Sample ``index`` of the run, counted over all phases."""
+        name, position, count = self.place(index)
+        return Sample(*self.sources[name].tokens(position, count), name)
+
+    def place(self, index: int) -> tuple[str, int, int]:
+        """Where sample ``index`` comes from: its source, the first token in the source's stream, and their number."""
         if not 0 <= index < len(self):
             raise IndexError(f"the run has {len(self)} samples, {index} is not one of them")
         number, within = self._phase(index)
-        phase = self.phases[number]
+        context = self.phases[number].context_tokens
         source, before = self._mixtures[number].draw(within)
         name = list(self._shares[number])[source]
-        slot = self._slot(number, source, before)
-        position = self._first_tokens[number][name] + slot * phase.context_tokens
-        ids, kinds = self.sources[name].tokens(position, phase.context_tokens + 1)
-        return Sample(ids, kinds, name)
+        return name, self._first_tokens[number][name] + self._slot(number, source, before) * context, context + 1
 
     def samples_with(self, name: str, start: int, stop: int) -> Iterator[Piece]:
         """Where tokens ``[start, stop)`` of a source's stream come as inputs, in the order of the stream.

@@ -12,6 +12,7 @@ from megatron.core.pipeline_parallel import get_forward_backward_func
 
 from megatron_music.engine import checkpoint, context
 from megatron_music.engine.hardware import check_fp8
+from megatron_music.engine.layers import packed_documents
 from megatron_music.engine.lora import seed_dropout
 from megatron_music.engine.network import build_chunks, distribute, transformer_config
 from megatron_music.engine.optimizer import build_optimizer, clip_and_update, set_constants
@@ -19,15 +20,27 @@ from megatron_music.engine.sizes import Sizes
 from megatron_music.recipe.recipe import Recipe
 
 KINDS = 16
-"""Rows of the loss table: more than there are kinds of tokens."""
+"""Columns of the loss table: more than there are kinds of tokens."""
+COUNTED = KINDS - 1
+"""The column, of no kind, of the tokens that count in the loss, where not all do."""
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Micro-batch of whole sequences: ``ids`` int64 and ``kinds`` uint8, (sequences, context + 1)."""
+    """Micro-batch of whole sequences.
+
+    Attributes:
+        ids: int64 (sequences, context + 1); inputs are [:, :-1], labels [:, 1:].
+        kinds: uint8 (sequences, context + 1).
+        counted: which tokens count in the loss as labels, bool (sequences, context + 1); None where all do.
+        documents: of each sequence the tokens of each document in its inputs, to which attention is kept; None where it
+            runs across them.
+    """
 
     ids: np.ndarray
     kinds: np.ndarray
+    counted: np.ndarray | None = None
+    documents: tuple[tuple[int, ...], ...] | None = None
 
     def pinned(self, device: torch.device) -> "Batch":
         """The same in memory from which a GPU copies while the host goes on; itself where ``device`` is the CPU."""
@@ -35,7 +48,11 @@ class Batch:
             return self
         # A thread of its own begins on the machine's first GPU.
         with torch.cuda.device(device):
-            return Batch(*(torch.from_numpy(array).pin_memory().numpy() for array in (self.ids, self.kinds)))
+            pinned = [
+                None if array is None else torch.from_numpy(array).pin_memory().numpy()
+                for array in (self.ids, self.kinds, self.counted)
+            ]
+            return Batch(*pinned, self.documents)
 
 
 class Engine:
@@ -84,24 +101,36 @@ class Engine:
 
         ``step`` decides what the dropout of adapters draws, so that a step repeats itself after a resume.
 
-        Returns the loss table of this process: (2, KINDS), sums of nats and counts of tokens by kind; zeros where
-        another process holds the end of the pipeline or the same tensor-parallel result. Nothing waits for a GPU.
+        The loss is the mean over all tokens of the step that count, on whichever process and in whichever micro-batch.
+
+        Returns the loss table of this process: (2, KINDS), sums of nats and counts of tokens by kind, counted in the
+        loss or not; zeros where another process holds the end of the pipeline or the same tensor-parallel result.
+        Nothing waits for a GPU.
         """
         table = torch.zeros(2, KINDS, dtype=torch.float64, device=self.device)
+        weight = self._weight_of_a_counted_token(batches) if train else None
 
         def forward_step(iterator, chunk):
             batch = next(iterator)
             ids = torch.from_numpy(batch.ids).to(self.device, non_blocking=True)
             kinds = torch.from_numpy(batch.kinds).to(self.device, non_blocking=True)
             # With RoPE no layer asks for positions.
-            losses = chunk(self._own(ids[:, :-1]), None, None, labels=self._own(ids[:, 1:]).contiguous())
+            labels, packed = self._own(ids[:, 1:]).contiguous(), packed_documents(batch.documents)
+            losses = chunk(self._own(ids[:, :-1]), None, None, labels=labels, packed_seq_params=packed)
 
             def mean_loss(losses: torch.Tensor) -> tuple[torch.Tensor, dict]:
                 # The schedule divides the loss in place: the table must not share its memory.
                 _add_by_kind(table, losses.detach(), self._own(kinds[:, 1:]))
                 # The schedule multiplies by the processes that share a sequence, for losses summed over them; the mean
                 # over all processes, which the reduction of gradients takes, is already that of the whole sequence.
-                return losses.float().mean() / self._context_group.size(), {}
+                if weight is None:
+                    return losses.float().mean() / self._context_group.size(), {}
+                counted = torch.from_numpy(batch.counted).to(self.device, non_blocking=True)
+                counted = self._own(counted[:, 1:])
+                nats = (losses.float() * counted).sum()
+                table[0, COUNTED] += nats.detach()
+                table[1, COUNTED] += counted.sum()
+                return nats * weight, {}
 
             return losses, mean_loss
 
@@ -132,6 +161,20 @@ class Engine:
             table.zero_()
         return table
 
+    def _weight_of_a_counted_token(self, batches: Sequence[Batch]) -> torch.Tensor | None:
+        """What makes the mean that schedule and data parallelism take the mean over the step's counted tokens.
+
+        They divide by micro-batches and processes, which may hold unequal numbers of counted tokens. The result is that
+        of megatron-core's ``calculate_per_token_loss``, without its pass over all gradients. None where all count.
+        """
+        if batches[0].counted is None:
+            return None
+        counted = sum(int(batch.counted[:, 1:].sum()) for batch in batches)
+        total = torch.tensor([counted], dtype=torch.float64, device=self.device)
+        torch.distributed.all_reduce(total, group=parallel_state.get_data_parallel_group())
+        # A step without a counted token has a loss of 0.
+        return (len(batches) * self.data_processes / total.clamp_(min=1)).float()
+
     def step(self, learning_rate: float) -> torch.Tensor:
         """Clips, updates the parameters and returns the gradient's norm over all processes before clipping, ().
 
@@ -141,11 +184,11 @@ class Engine:
             group["lr"] = learning_rate
         return clip_and_update(self.optimizer, self._options.clip_norm)
 
-    def logits(self, ids_BT: np.ndarray) -> torch.Tensor:
+    def logits(self, ids_BT: np.ndarray, documents: tuple[tuple[int, ...], ...] | None = None) -> torch.Tensor:
         """Logits of every position, (B, T, vocabulary) FP32, on every process; B x T ids, the same on all of them.
 
         T must be a multiple of what the layout cuts the sequence into: the tensor-parallel size with sequence
-        parallelism, times twice the context-parallel size.
+        parallelism, times twice the context-parallel size. ``documents`` are as in ``Batch``.
         """
         collected: list[torch.Tensor] = []
         # An interleaved schedule wants as many micro-batches as stages: the same one, of which the first counts.
@@ -153,7 +196,8 @@ class Engine:
 
         def forward_step(iterator, chunk):
             ids = torch.from_numpy(next(iterator)).to(self.device)
-            return chunk(self._own(ids), None, None), lambda logits, non_loss_data: collected.append(logits)
+            logits = chunk(self._own(ids), None, None, packed_seq_params=packed_documents(documents))
+            return logits, lambda logits, non_loss_data: collected.append(logits)
 
         for chunk in self.chunks:
             chunk.eval()

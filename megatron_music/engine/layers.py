@@ -1,10 +1,12 @@
 """Layers of our own where Transformer Engine is absent: attention, norm, and the specification that uses them."""
 
 import functools
+from dataclasses import dataclass
 
 import torch
 from megatron.core import parallel_state
 from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
+from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.transformer.attention import SelfAttention, SelfAttentionSubmodules
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.mlp import MLP, MLPSubmodules, apply_swiglu_sharded_factory
@@ -30,6 +32,21 @@ class RMSNorm(torch.nn.RMSNorm):
         return super().forward(x) if x.is_cuda else RMSNormalize.apply(x, self.weight, self.eps)
 
 
+@dataclass
+class PackedDocuments(PackedSeqParams):
+    """What tells ``CausalSelfAttention`` where documents end: ``lengths`` in tokens of those in each sequence."""
+
+    lengths: tuple[tuple[int, ...], ...] = ()
+
+
+def packed_documents(lengths: tuple[tuple[int, ...], ...] | None) -> PackedDocuments | None:
+    """The lengths of documents on their way through megatron-core's network."""
+    if lengths is None:
+        return None
+    context = sum(lengths[0])
+    return PackedDocuments(qkv_format="sbhd", max_seqlen_q=context, max_seqlen_kv=context, lengths=lengths)
+
+
 class CausalSelfAttention(SelfAttention):
     """Self-attention with RoPE on ``scaled_dot_product_attention``: flash kernels on CPU and GPU, no score matrix."""
 
@@ -38,9 +55,13 @@ class CausalSelfAttention(SelfAttention):
         hidden_states: torch.Tensor,
         attention_mask: torch.Tensor | None,
         rotary_pos_emb: torch.Tensor | None = None,
+        packed_seq_params: PackedDocuments | None = None,
         **unused: object,
     ) -> tuple[torch.Tensor, None]:
-        """Attends causally.
+        """Attends causally, and within documents where ``packed_seq_params`` says where they end.
+
+        Positions count from the start of the sequence in any case: RoPE turns queries and keys by their distance, so
+        that a document's attention is the same wherever it stands.
 
         Args:
             hidden_states: (sequence, batch, hidden).
@@ -58,13 +79,34 @@ class CausalSelfAttention(SelfAttention):
         rotation = _rotation.__wrapped__ if mixed.is_cuda else _rotation
         cosine, sine = rotation(rotary_pos_emb, mixed.dtype)
         query, key, value = RotaryHeads.apply(mixed, cosine, sine, self.num_query_groups_per_partition)
-        if self.pg_collection.cp.size() > 1:
+        if packed_seq_params is not None:
+            attended = _attend_within(query, key, value, packed_seq_params.lengths)
+        elif self.pg_collection.cp.size() > 1:
             attended = context.attention(query, key, value, self.pg_collection.cp)
         else:
-            attended = torch.nn.functional.scaled_dot_product_attention(
-                query, key, value, is_causal=True, enable_gqa=query.shape[1] != key.shape[1]
-            )
+            attended = _attend(query, key, value)
         return self.linear_proj(attended.permute(2, 0, 1, 3).flatten(2))
+
+
+def _attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    """Causal attention, (batch, heads, sequence, head size)."""
+    return torch.nn.functional.scaled_dot_product_attention(
+        query, key, value, is_causal=True, enable_gqa=query.shape[1] != key.shape[1]
+    )
+
+
+def _attend_within(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, lengths: tuple[tuple[int, ...], ...]
+) -> torch.Tensor:
+    """Causal attention within documents of ``lengths``, which sum to the sequence, for each of the batch.
+
+    Each document is attended on its own: flash kernels take no mask of blocks, and this computes no score outside them.
+    """
+    rows = []
+    for row, documents in enumerate(lengths):
+        parts = (tensor[row : row + 1].split(documents, dim=2) for tensor in (query, key, value))
+        rows.append(torch.cat([_attend(*document) for document in zip(*parts, strict=True)], dim=2))
+    return torch.cat(rows)
 
 
 @functools.lru_cache(maxsize=8)

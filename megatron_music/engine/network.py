@@ -63,7 +63,7 @@ def transformer_config(recipe: Recipe) -> TransformerConfig:
 def uses_transformer_engine(recipe: Recipe) -> bool:
     """Whether the layers are Transformer Engine's: they fuse the norm with the matrix behind it, and hide what an
     adapter reads."""
-    return transformer_engine_present() and recipe.lora is None
+    return transformer_engine_present() and recipe.needs_own_layers is None
 
 
 def _recomputation(layout: Layout, layers: int) -> dict[str, object]:

@@ -1,7 +1,9 @@
 """Processes: joining the group that torchrun, SLURM or ``launch`` started, and starting them on one machine."""
 
 import datetime
+import errno
 import os
+import random
 import socket
 import sys
 import traceback
@@ -14,6 +16,9 @@ import torch.multiprocessing as multiprocessing
 
 from megatron_music.errors import InputError
 from megatron_music.recipe.layout import Layout
+
+_PORTS = 20_000, 32_000
+"""Below those that Linux gives to connections (net.ipv4.ip_local_port_range)."""
 
 
 def started_by_a_launcher() -> bool:
@@ -135,7 +140,16 @@ def _work(function: Callable, rank: int, processes: int, port: str, errors: Any,
 
 
 def free_port() -> str:
-    """A TCP port of the loopback interface that nobody uses now."""
+    """A TCP port of the loopback interface that nobody uses now, nor will soon: no port that connections are given.
+
+    Processes take seconds to start, in which one of the system's choice would go to any connection of the machine.
+    """
     with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return str(probe.getsockname()[1])
+        while True:
+            port = random.SystemRandom().randrange(*_PORTS)
+            try:
+                probe.bind(("127.0.0.1", port))
+                return str(port)
+            except OSError as error:
+                if error.errno != errno.EADDRINUSE:
+                    raise

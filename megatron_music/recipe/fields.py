@@ -27,7 +27,7 @@ def _count(value: Any) -> int:
     if not isinstance(value, int | float | Fraction):
         raise ValueError(f"{value!r} is not a count; write a whole number such as 6291456 or 240B")
     if value != int(value):
-        raise ValueError(f"{value} is not a whole number")
+        raise ValueError(f"{value} is not a whole number; write one such as 6291456 or 240B")
     return int(value)
 
 

@@ -1,8 +1,8 @@
 """One phase of a recipe: its tokens, context, batch, learning rate and mixture."""
 
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, get_args
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from megatron_music.recipe.fields import Count, Strict
 from megatron_music.recipe.mixture import Mixture
@@ -41,6 +41,23 @@ class BatchRamp(Strict):
     tokens: Count = Field(gt=0, description="tokens of the phase after which the batch is whole")
 
 
+LossGroup = Literal["text", "special", "vocal", "accompaniment", "mix", "speech", "residual", "reference"]
+"""Tokens that can be left out of the loss: the groups that it is reported for, and references."""
+
+
+class Loss(Strict):
+    """Which tokens count in the loss; the others are read and not learned."""
+
+    without: list[LossGroup] = Field([], description="kinds of tokens; `reference` is that of in-context learning")
+
+    @field_validator("without")
+    @classmethod
+    def _leaves_some(cls, without: list[str]) -> list[str]:
+        if set(without) >= set(get_args(LossGroup)) - {"reference"}:
+            raise ValueError("leaves no token to learn; take a kind out of the list")
+        return without
+
+
 class Phase(Strict):
     """A stretch of training with one context length, batch, mixture and learning-rate shape."""
 
@@ -52,6 +69,7 @@ class Phase(Strict):
     micro_batch_sequences: int = Field(1, gt=0, description="sequences of one forward pass on one process")
     learning_rate: LearningRate
     mixture: Mixture
+    loss: Loss | None = Field(None, description="in place of the recipe's")
 
     @property
     def step_tokens(self) -> int:

@@ -6,13 +6,14 @@ from typing import Any, Literal, Self
 
 import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic_core import ErrorDetails
 
 from megatron_music.errors import InputError
 from megatron_music.files import read_yaml, write_text
 from megatron_music.recipe.fields import Ratio, RelativePath, Strict
 from megatron_music.recipe.layout import Layout
 from megatron_music.recipe.mixture import members, solve
-from megatron_music.recipe.phase import Phase
+from megatron_music.recipe.phase import Loss, Phase
 
 FP8_MULTIPLE = 16
 """All sides of a matrix product in FP8 are multiples of this."""
@@ -121,6 +122,10 @@ class Recipe(Strict):
     optimizer: Optimizer = Optimizer()
     lora: Lora | None = Field(None, description="train adapters alone; `train --from` names the network below them")
     groups: dict[str, list[str]] = Field({}, description="names that ratios use for sets of sources, by patterns")
+    attention: Literal["across_documents", "within_documents"] = Field(
+        "across_documents", description="whether it reaches back over the `<EOD>` of documents that share a sequence"
+    )
+    loss: Loss = Loss()
     phases: list[Phase] = Field(min_length=1)
     most_epochs: dict[str, Ratio] = Field({}, description="how often sources may repeat in the whole run; else freely")
     watch: Watch = Watch()
@@ -150,15 +155,20 @@ class Recipe(Strict):
             raise ValueError(f"layout.recompute_layers {layout.recompute_layers} is above the "
                              f"{network.layers // stages} layers of a stage; lower it, or leave it out for all of "
                              "them")  # fmt: skip
-        if self.lora is not None and self.needs_transformer_engine is not None:
+        ours = self.needs_own_layers
+        if ours is not None and self.needs_transformer_engine is not None:
             raise ValueError(f"{self.needs_transformer_engine} needs Transformer Engine's layers, which take no "
-                             "`lora`; leave one of them out")  # fmt: skip
+                             f"`{ours}`; leave one of them out")  # fmt: skip
         if self.fp8_scaling is not None:
             for field in ("hidden_size", "ffn_hidden_size"):
                 share, rest = divmod(getattr(network, field), layout.tensor)
                 if rest or share % FP8_MULTIPLE:
                     raise ValueError(f"{self.precision} needs network.{field} / layout.tensor in multiples of "
                                      f"{FP8_MULTIPLE}, not {share}; change one of them")  # fmt: skip
+        for field, is_set in (("layout.cuda_graphs", layout.cuda_graphs), ("layout.context", layout.context > 1)):
+            if self.attention == "within_documents" and is_set:
+                raise ValueError(f"{field} needs sequences that are all cut alike, attention: within_documents cuts "
+                                 "each at its own documents; leave one of them out")  # fmt: skip
         for phase in self.phases:
             where = f"phase {phase.name!r}: "
             own_tokens = phase.micro_batch_sequences * phase.context_tokens // layout.context
@@ -198,6 +208,17 @@ class Recipe(Strict):
         if self.fp8_scaling is not None:
             return f"precision: {self.precision}"
         return "layout.tensor_overlap: true" if self.layout.tensor_overlap else None
+
+    @property
+    def needs_own_layers(self) -> str | None:
+        """The first of the fields that Transformer Engine's layers can't serve here."""
+        if self.lora is not None:
+            return "lora"
+        return "attention: within_documents" if self.attention == "within_documents" else None
+
+    def loss_of(self, phase: Phase) -> Loss:
+        """Which tokens count in the loss of a phase."""
+        return self.loss if phase.loss is None else phase.loss
 
     @property
     def source_names(self) -> tuple[str, ...]:
@@ -287,7 +308,28 @@ def parse_strict(model: type[Strict], content: dict[str, Any], path: str | Path)
         raise InputError(where, "missing field", "add it")
     if fault["type"] == "value_error":
         raise InputError(where, str(fault["ctx"]["error"]))
-    raise InputError(where, f"{fault['msg']} (found {fault['input']!r})", "change it")
+    raise InputError(where, f"found {fault['input']!r}", _mend(fault))
+
+
+def _mend(fault: ErrorDetails) -> str:
+    """What to write where a value is of the wrong type or out of range."""
+    limits = fault.get("ctx", {})
+    mends = {
+        "greater_than": "write a number above {gt:g}",
+        "greater_than_equal": "write {ge:g} or more",
+        "less_than": "write a number below {lt:g}",
+        "less_than_equal": "write {le:g} or less",
+        "literal_error": "choose {expected}",
+        "finite_number": "write a finite number",
+        "too_short": "write at least {min_length} of them",
+        "string_too_short": "write some text",
+    }
+    if fault["type"] in mends:
+        return mends[fault["type"]].format(**limits)
+    types = {"int": "a whole number", "float": "a number", "bool": "true or false", "string": "a text",
+             "list": "a list", "dict": "`name: value` lines", "model": "`name: value` lines"}  # fmt: skip
+    kind = types.get(fault["type"].split("_")[0])
+    return f"write {kind}" if kind else fault["msg"]
 
 
 def _fields_at(model: type[Strict], location: tuple) -> list[str]:

@@ -1,5 +1,6 @@
 """Micro-batches of a step for one process: which samples of the stream are its share."""
 
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
@@ -8,19 +9,31 @@ import torch
 from megatron_music.corpus.stream import SampleStream
 from megatron_music.engine.engine import Batch
 from megatron_music.recipe.phases import PhaseSpan, Step, step_at
+from megatron_music.training.marks import Marks
 
 
-def batches_of(stream: SampleStream, first: int, count: int, size: int, rank: int, copies: int) -> list[Batch]:
+def batches_of(
+    stream: SampleStream, first: int, count: int, size: int, rank: int, copies: int, marks: Marks
+) -> list[Batch]:
     """Share of process ``rank`` of ``copies`` in the samples ``[first, first + count)``, ``size`` to a micro-batch.
 
     The samples are dealt in runs of one micro-batch, so that a step's micro-batches, taken over all processes in turn,
-    are the samples in their order whatever ``copies`` is.
+    are the samples in their order whatever ``copies`` is. ``marks`` are those of their phase.
     """
     batches = []
     for start in range(first + rank * size, first + count, copies * size):
-        samples = [stream.sample(index) for index in range(start, start + size)]
-        ids, kinds = (np.stack([getattr(sample, name) for sample in samples]) for name in ("ids", "kinds"))
-        batches.append(Batch(ids.astype(np.int64), kinds))
+        samples = [(index, stream.sample(index)) for index in range(start, start + size)]
+        ids, kinds = (np.stack([getattr(sample, name) for _, sample in samples]) for name in ("ids", "kinds"))
+        counted = [marks.counted(index, sample) for index, sample in samples]
+        documents = [marks.document_lengths(sample) for _, sample in samples]
+        batches.append(
+            Batch(
+                ids.astype(np.int64),
+                kinds,
+                None if counted[0] is None else np.stack(counted),
+                None if documents[0] is None else tuple(documents),
+            )
+        )
     return batches
 
 
@@ -30,12 +43,14 @@ class Loader:
     def __init__(
         self,
         stream: SampleStream,
-        spans: list[PhaseSpan],
+        spans: Sequence[PhaseSpan],
+        marks: Sequence[Marks],
         rank: int,
         copies: int,
         device: torch.device = torch.device("cpu"),  # noqa: B008
     ):
-        self.stream, self.spans, self.rank, self.copies, self.device = stream, spans, rank, copies, device
+        self.stream, self.spans, self.marks = stream, spans, marks
+        self.rank, self.copies, self.device = rank, copies, device
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="batches")
         self._ahead: tuple[int, Future[list[Batch]]] | None = None
 
@@ -55,6 +70,6 @@ class Loader:
         self._reader.shutdown(cancel_futures=True)
 
     def _read(self, step: Step) -> list[Batch]:
-        size = step.span.phase.micro_batch_sequences
-        batches = batches_of(self.stream, step.first_sequence, step.batch_sequences, size, self.rank, self.copies)
-        return [batch.pinned(self.device) for batch in batches]
+        size, marks = step.span.phase.micro_batch_sequences, self.marks[step.span.index]
+        share = (step.first_sequence, step.batch_sequences, size, self.rank, self.copies)
+        return [batch.pinned(self.device) for batch in batches_of(self.stream, *share, marks)]

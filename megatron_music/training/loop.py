@@ -11,6 +11,7 @@ from megatron_music.engine.engine import Engine
 from megatron_music.recipe.phases import Step, phase_spans, step_at
 from megatron_music.recipe.recipe import Recipe
 from megatron_music.training.data import Loader
+from megatron_music.training.marks import marks_of
 from megatron_music.vocabulary.vocabulary import Vocabulary
 
 
@@ -52,7 +53,7 @@ class Trainer:
     ):
         self.recipe, self.vocabulary, self.engine, self.stream = recipe, vocabulary, engine, stream
         self.callbacks = callbacks
-        self.spans = phase_spans(recipe)
+        self.spans, self.marks = phase_spans(recipe), marks_of(recipe, vocabulary, stream)
 
     @property
     def last_step(self) -> int:
@@ -65,7 +66,7 @@ class Trainer:
             for callback in self.callbacks:
                 callback.at_start(self)
         engine = self.engine
-        loader = Loader(self.stream, self.spans, engine.data_rank, engine.data_processes, engine.device)
+        loader = Loader(self.stream, self.spans, self.marks, engine.data_rank, engine.data_processes, engine.device)
         try:
             for index in range(first_step, self.last_step):
                 step = step_at(self.spans, index)

@@ -4,10 +4,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from megatron_music.errors import InputError
-from megatron_music.files import write_json
 from megatron_music.recipe.recipe import Recipe
 from megatron_music.training.base import Base, base_below, holds_adapters
-from megatron_music.training.run_folder import RunFolder, has_optimizer, read_network, read_state
+from megatron_music.training.origin import Origin, origin_of_run, reads_again, start_of_run
+from megatron_music.training.run_folder import RunFolder, read_network, read_state
 from megatron_music.vocabulary.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
@@ -15,7 +15,9 @@ if TYPE_CHECKING:
     from megatron_music.training.loop import Callback
 
 
-def train(recipe: Recipe, processes: int | None = None, branch_from: Path | None = None) -> None:
+def train(
+    recipe: Recipe, processes: int | None = None, branch_from: Path | None = None, fresh_optimizer: bool = False
+) -> None:
     """Trains ``recipe`` to its end, going on from the last complete checkpoint of its run folder.
 
     Under torchrun or SLURM this process is one of theirs; otherwise ``processes`` are started on this machine (one for
@@ -23,7 +25,9 @@ def train(recipe: Recipe, processes: int | None = None, branch_from: Path | None
 
     Args:
         branch_from: checkpoint, of another run or imported, that a fresh run starts from: with its weights and, where
-            it has one, its optimizer state; or that a fresh run with `lora` trains adapters on.
+            it has one, its optimizer state; or that a fresh run with `lora` trains adapters on. The recipe counts its
+            own steps and tokens, from 0.
+        fresh_optimizer: start without that optimizer state.
 
     Raises:
         InputError: before any process starts, where recipe, corpus, layout or run folder do not fit.
@@ -35,19 +39,20 @@ def train(recipe: Recipe, processes: int | None = None, branch_from: Path | None
             raise InputError(
                 "--processes", "is given where torchrun or SLURM has started the processes", "leave it out"
             )
-        check(recipe, world_size(), branch_from)
-        run_process(recipe, branch_from)
+        check(recipe, world_size(), branch_from, fresh_optimizer)
+        run_process(recipe, branch_from, fresh_optimizer)
         return
     processes = processes or _default_processes(recipe)
-    check(recipe, processes, branch_from)
-    launch(run_process, processes, recipe, branch_from)
+    check(recipe, processes, branch_from, fresh_optimizer)
+    launch(run_process, processes, recipe, branch_from, fresh_optimizer)
 
 
-def check(recipe: Recipe, processes: int, branch_from: Path | None = None) -> None:
+def check(recipe: Recipe, processes: int, branch_from: Path | None = None, fresh_optimizer: bool = False) -> None:
     """Raises a one-line InputError for whatever would stop the run later; starts nothing."""
     from megatron_music.corpus.blend import run_stream
-    from megatron_music.corpus.indexed import IndexedSource
+    from megatron_music.corpus.indexed import IndexedSource, prefix_file
     from megatron_music.engine.hardware import check_hardware
+    from megatron_music.training.marks import marks_of
 
     recipe.data_processes(processes)
     check_hardware(recipe)
@@ -61,20 +66,26 @@ def check(recipe: Recipe, processes: int, branch_from: Path | None = None) -> No
     if built_with != vocabulary:
         raise InputError(recipe.vocabulary, f"is not the vocabulary that {recipe.corpus} was built with",
                          f"use {recipe.corpus / 'vocabulary.yaml'}")  # fmt: skip
-    run_stream(recipe)
-    for watched in (recipe.watch.validation, recipe.watch.invalid_tokens):
-        if watched is not None and not len(IndexedSource(recipe.corpus / watched.source)):
-            raise InputError(recipe.corpus / watched.source, "holds no document", "name another source in `watch`")
-    if branch_from is not None:
-        read_state(branch_from)
+    marks_of(recipe, vocabulary, run_stream(recipe))
+    for field in ("validation", "invalid_tokens"):
+        watched, where = getattr(recipe.watch, field), f"watch.{field}.source"
+        if watched is None:
+            continue
+        if not prefix_file(recipe.corpus / watched.source, ".json").is_file():
+            raise InputError(where, f"{recipe.corpus} has no source {watched.source}", "build it, or name another")
+        if not len(IndexedSource(recipe.corpus / watched.source)):
+            raise InputError(where, f"{watched.source} holds no document", "name another")
+    start = start_of_run(recipe, branch_from, origin_of_run(recipe, branch_from, fresh_optimizer))
+    if start is not None:
+        read_state(start)
         # How far positions reach, and how weights were first drawn, is no part of the weights' shape or use.
         free = {name: getattr(recipe.network, name) for name in ("position_limit", "init_std")}
-        if read_network(branch_from).model_copy(update=free) != recipe.network:
-            raise InputError(branch_from, "holds another network than the recipe's", "make `network` equal")
-    base_below(recipe, branch_from)
+        if read_network(start).model_copy(update=free) != recipe.network:
+            raise InputError(start, "holds another network than the recipe's", "make `network` equal")
+    base_below(recipe, start)
 
 
-def run_process(recipe: Recipe, branch_from: Path | None) -> None:
+def run_process(recipe: Recipe, branch_from: Path | None, fresh_optimizer: bool = False) -> None:
     """The whole run as one of the processes sees it."""
     import torch
 
@@ -89,11 +100,16 @@ def run_process(recipe: Recipe, branch_from: Path | None) -> None:
     folder = RunFolder(recipe.run)
     if first:
         folder.path.mkdir(parents=True, exist_ok=True)
-        found = [folder.open(recipe), base_below(recipe, branch_from)]
+        origin = origin_of_run(recipe, branch_from, fresh_optimizer)
+        base = base_below(recipe, start_of_run(recipe, branch_from, origin))
+        found = [folder.open(recipe), base, origin]
+        if origin is not None:
+            # Before anything is learned: a run that is killed now starts from there again.
+            origin.write(folder.path)
     else:
-        found = [None, None]
+        found = [None, None, None]
     torch.distributed.broadcast_object_list(found, src=0)
-    newest, base = found
+    newest, base, origin = found
     vocabulary = Vocabulary.load(recipe.vocabulary)
     engine = Engine(recipe, vocabulary.padded_size)
     first_step = 0
@@ -103,15 +119,14 @@ def run_process(recipe: Recipe, branch_from: Path | None) -> None:
         checkpoint, state = newest
         engine.load(checkpoint)
         first_step = state.step
-    elif branch_from is not None:
-        if base is None or holds_adapters(branch_from):
-            engine.load(branch_from, with_optimizer=has_optimizer(branch_from))
-        if first:
-            write_json(folder.path / "origin.json", {"checkpoint": str(branch_from), **vars(read_state(branch_from))})
+    elif origin is not None and (base is None or holds_adapters(Path(origin.checkpoint))):
+        engine.load(Path(origin.checkpoint), with_optimizer=origin.keeps_optimizer)
     log = MetricsLog(folder.metrics, folder.path / "tensorboard", first_step)
-    trainer = Trainer(recipe, vocabulary, engine, run_stream(recipe), _callbacks(recipe, folder, log, base))
+    trainer = Trainer(recipe, vocabulary, engine, run_stream(recipe), _callbacks(recipe, folder, log, base, origin))
     if first_step >= trainer.last_step:
         log.say(f"{recipe.run} has done all of its {trainer.last_step} steps; nothing is left to train")
+    elif origin is not None and not first_step:
+        log.say(_branch_in_words(recipe, origin))
     elif first_step:
         log.say(f"going on after step {first_step} of {trainer.last_step}, from {checkpoint}")
     trainer.run(first_step)
@@ -120,7 +135,19 @@ def run_process(recipe: Recipe, branch_from: Path | None) -> None:
     processes.leave()
 
 
-def _callbacks(recipe: Recipe, folder: RunFolder, log: "MetricsLog", base: Base | None) -> list["Callback"]:
+def _branch_in_words(recipe: Recipe, origin: Origin) -> str:
+    optimizer = "with" if origin.keeps_optimizer else "without"
+    text = f"starting from {origin.checkpoint}, {optimizer} its optimizer state"
+    again = reads_again(recipe, origin)
+    if again:
+        text += (f"; {', '.join(again)} begin with what that run began with: with another `seed` they come in another "
+                 "order")  # fmt: skip
+    return text
+
+
+def _callbacks(
+    recipe: Recipe, folder: RunFolder, log: "MetricsLog", base: Base | None, origin: Origin | None
+) -> list["Callback"]:
     """The callbacks that the recipe asks for, in the order in which they see a step."""
     from megatron_music.training.callbacks.checkpoints import CheckpointWriter
     from megatron_music.training.callbacks.invalid_tokens import InvalidTokenShare
@@ -134,7 +161,7 @@ def _callbacks(recipe: Recipe, folder: RunFolder, log: "MetricsLog", base: Base 
         callbacks.append(HeldOutLoss(log, watch.validation))
     if watch.invalid_tokens is not None:
         callbacks.append(InvalidTokenShare(log, watch.invalid_tokens))
-    return [*callbacks, CheckpointWriter(log, metrics, folder, recipe.checkpoints, base)]
+    return [*callbacks, CheckpointWriter(log, metrics, folder, recipe.checkpoints, base, origin)]
 
 
 def _default_processes(recipe: Recipe) -> int:

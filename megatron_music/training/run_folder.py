@@ -11,7 +11,7 @@ from megatron_music.errors import InputError
 from megatron_music.files import read_json, write_json, write_text
 from megatron_music.recipe.recipe import Network, Recipe
 
-_FIXED = ("seed", "vocabulary", "corpus", "network", "optimizer", "lora", "groups", "phases")
+_FIXED = ("seed", "vocabulary", "corpus", "network", "optimizer", "lora", "groups", "attention", "loss", "phases")
 """Fields of a recipe that decide what is learned: a run that is resumed may not change them."""
 
 

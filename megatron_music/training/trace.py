@@ -6,9 +6,9 @@ from pathlib import Path
 
 from megatron_music.corpus.trace import Occurrence, trace_song
 from megatron_music.errors import InputError
-from megatron_music.files import read_json
 from megatron_music.recipe.recipe import Recipe
 from megatron_music.tables import table
+from megatron_music.training.origin import read_origin
 from megatron_music.training.run_folder import RunFolder
 
 
@@ -31,10 +31,9 @@ def trace_text(song: str, run: str | Path) -> str:
         step = checkpoints[-1][1].step
         done = [place for place in occurrences if place.step <= step]
         lines.append(f"by the last checkpoint, after step {step:,}: {_extent(done)}")
-    if (run / "origin.json").is_file():
-        lines.append(
-            f"before its first step the run had learned what {read_json(run / 'origin.json')['checkpoint']} has"
-        )
+    origin = read_origin(run)
+    if origin is not None:
+        lines.append(f"before its first step the run had learned what {origin.checkpoint} has")
     heading = ["phase", "source", "document", "epoch", "step", "sample", "tokens of it", "at token of the sample"]
     rows = [
         [place.phase, place.source, *(f"{number:,}" for number in (place.document, place.epoch, place.step)),

@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM, GenerationConfig
 from megatron_music.conversion.checkpoint import MASTER_PREFIX, CheckpointReader
 from megatron_music.conversion.export import export_checkpoint
 from megatron_music.errors import InputError
+from megatron_music.training.origin import Origin
 
 STEP = "run/checkpoints/step_000007"
 
@@ -135,3 +136,13 @@ def test_what_is_no_whole_checkpoint_is_named_in_one_line(own_run, tmp_path, spo
 def test_unknown_dtypes_are_refused(trained_run, tmp_path):
     with pytest.raises(InputError, match="float16 can't be exported"):
         export_checkpoint(trained_run / STEP, tmp_path / "hf", dtype="float16")
+
+
+def test_the_card_of_a_branch_counts_what_its_network_had_read_before(own_run, tmp_path):
+    origin = Origin("trunk/checkpoints/step_000100", "trunk", 100, 5_000, "stable", 1_005_000, 48, keeps_optimizer=True)
+    origin.write(own_run / STEP)
+    export_checkpoint(own_run / STEP, tmp_path / "hf")
+    seen = "1,005,224 in all: 224 (step 7, phase warm-up) after 1,005,000 up to step 100 of trunk"
+    assert f"| tokens seen | {seen} |" in (tmp_path / "hf" / "README.md").read_text()
+    # Its own phases so far had 16, and the one to come counts for nothing.
+    assert json.loads((tmp_path / "hf" / "documents.json").read_text())["context_tokens"] == 48

@@ -133,7 +133,7 @@ def without(folder, name):
         (lambda folder: change(folder, attention_bias=True), "attention_bias is True"),
         (lambda folder: change(folder, rope_parameters={"rope_type": "llama3"}), "rope_type is 'llama3'"),
         (lambda folder: change(folder, num_attention_heads=3), "not a multiple of attention_heads"),
-        (lambda folder: change(folder, hidden_size="wide"), "hidden_size: Input should be a valid integer"),
+        (lambda folder: change(folder, hidden_size="wide"), "hidden_size: found 'wide'; write a whole number"),
         (lambda folder: change(folder, intermediate_size=64), r"has shape \(48, 32\), where config.json"),
         (lambda folder: (folder / "model.safetensors").unlink(), "model.safetensors: no such file"),
         (lambda folder: (folder / "model.safetensors").write_bytes(b"short"), "is not a whole file of weights"),

@@ -190,10 +190,13 @@ def metrics_of(recipe):
 @pytest.mark.parametrize(
     "lora, message",
     [
-        ({"rank": 0}, "lora.rank: Input should be greater than 0"),
-        ({"targets": ["attention", "embeddings"]}, r"lora.targets\[1\]: Input should be 'attention' or 'mlp'"),
-        ({"targets": []}, "lora.targets: List should have at least 1 item"),
-        ({"dropout": 1}, "lora.dropout: Input should be less than 1"),
+        ({"rank": 0}, "lora.rank: found 0; write a number above 0"),
+        (
+            {"targets": ["attention", "embeddings"]},
+            r"lora.targets\[1\]: found 'embeddings'; choose 'attention'",
+        ),
+        ({"targets": []}, r"lora.targets: found \[\]; write at least 1 of them"),
+        ({"dropout": 1}, "lora.dropout: found 1; write a number below 1"),
         ({"alfa": 16}, "lora.alfa: unknown field; did you mean alpha?"),
     ],
 )

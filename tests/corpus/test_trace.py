@@ -18,6 +18,7 @@ from megatron_music.files import write_json
 from megatron_music.recipe.phases import phase_spans, step_at
 from megatron_music.songs.manifest import write_rejects
 from megatron_music.songs.song import Reject
+from megatron_music.training.origin import Origin
 from megatron_music.training.run_folder import CheckpointState, write_state
 
 SOURCES = {"songs": 37, "speech": 150, "mix": 5, "late": 20}
@@ -169,7 +170,7 @@ def test_the_verb_says_how_much_of_it_is_done(corpus, make_recipe):
     assert first[:2] == [found[0].phase, found[0].source]
     assert first[4:6] == [str(found[0].step), str(found[0].sample)]
     write_state(run / "checkpoints" / "step_000100", CheckpointState(100, 6400, "phase-0", False))
-    write_json(run / "origin.json", {"checkpoint": "other/run"})
+    Origin("other/run", "other", 3, 300, "a", 300, 64, keeps_optimizer=True).write(run)
     done = sum(place.tokens for place in found if place.step <= 100)
     begun = trace(run).splitlines()
     assert begun[1].startswith(f"by the last checkpoint, after step 100: {done:,} tokens in ")

@@ -25,9 +25,9 @@ def test_wrong_names_and_options_are_told():
         find_task("song", "spec.yaml: sources.cot.task")
     with pytest.raises(InputError, match="spec.yaml: tagz: unknown field; did you mean tags"):
         task_options(TASKS["lyrics_to_song"], {"tagz": "shuffled"}, "spec.yaml")
-    with pytest.raises(InputError, match="spec.yaml: mode: Input should be 'dual'"):
+    with pytest.raises(InputError, match="spec.yaml: mode: found .*; choose 'dual'"):
         task_options(TASKS["reference"], {"mode": "both"}, "spec.yaml")
-    with pytest.raises(InputError, match="spec.yaml: codebooks: Input should be less than or equal to 8"):
+    with pytest.raises(InputError, match="spec.yaml: codebooks: found .*; write 8 or less"):
         task_options(TASKS["residual"], {"codebooks": 9}, "spec.yaml")
 
 

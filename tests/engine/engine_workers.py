@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from megatron_music.engine import processes
-from megatron_music.engine.engine import Batch, Engine
+from megatron_music.engine.engine import COUNTED, Batch, Engine
 from megatron_music.recipe.recipe import Optimizer, Recipe
 
 VOCABULARY, CONTEXT, SEQUENCES = 256, 64, 8
@@ -19,6 +19,11 @@ RECOMPUTED = {
     "full": {"recompute": "full"},
     "three": {"recompute": "full", "recompute_layers": 3},
 }
+RESUMED = HALF + 4
+"""Up to this step a resumed run is followed: what it lacks shows at once."""
+MASKED_STEPS = 3
+DOCUMENTS = ((20, 44), (64,), (1, 30, 33), (63, 1))
+"""Lengths of the documents in every four sequences, where they are kept apart."""
 
 
 def recipe(layout: dict, precision: str = "fp32") -> Recipe:
@@ -62,6 +67,66 @@ def train(engine: Engine, first: int, last: int) -> dict:
     return {"losses": losses, "norms": norms}
 
 
+def masked_batches(step: int, engine: Engine, size: int, within: bool = True) -> list[Batch]:
+    """This process' share of the same sequences, ``size`` a micro-batch, each counting another number of its tokens.
+
+    Attention is kept ``within`` documents, or runs across them.
+    """
+    whole = batches(step, engine)
+    first = engine.data_rank * len(whole)
+    marked = []
+    for at in range(0, len(whole), size):
+        ids, kinds = (np.concatenate([getattr(b, name) for b in whole[at : at + size]]) for name in ("ids", "kinds"))
+        sequences = np.arange(first + at, first + at + size)
+        # Of the 13 kinds the first sequence counts one, the last eight.
+        counted = kinds <= sequences[:, None]
+        documents = tuple(DOCUMENTS[sequence % 4] for sequence in sequences) if within else None
+        marked.append(Batch(ids, kinds, counted, documents))
+    return marked
+
+
+def train_masked(engine: Engine, size: int, within: bool = True) -> dict:
+    """A few steps of those batches: mean losses of what counts, sums by kind of the last step, gradient norms."""
+    losses, norms = [], []
+    for step in range(MASKED_STEPS):
+        table = engine.forward_backward(masked_batches(step, engine, size, within))
+        torch.distributed.all_reduce(table)
+        losses.append(float(table[0, COUNTED] / table[1, COUNTED]))
+        norms.append(float(engine.step(3e-3)))
+    return {"losses": losses, "norms": norms, "table": table.tolist()}
+
+
+def expected_masked_loss(engine: Engine) -> dict:
+    """The first of those losses, from the logits of every sequence."""
+    nats = []
+    for batch in masked_batches(0, engine, 1):
+        logits = engine.logits(batch.ids[:, :-1], batch.documents)[0]
+        losses = torch.nn.functional.cross_entropy(logits, torch.from_numpy(batch.ids[0, 1:]), reduction="none")
+        nats += losses[torch.from_numpy(batch.counted[0, 1:])].tolist()
+    return {"loss": sum(nats) / len(nats), "tokens": len(nats)}
+
+
+def train_with_all_counted(engine: Engine) -> dict:
+    """Losses and norms of the first steps of ``train``, by way of a mask that leaves out nothing."""
+    losses, norms = [], []
+    for step in range(MASKED_STEPS):
+        table = engine.forward_backward([Batch(b.ids, b.kinds, b.kinds < 99) for b in batches(step, engine)])
+        losses.append(float(table[0, COUNTED] / table[1, COUNTED]))
+        norms.append(float(engine.step(3e-3)))
+    return {"losses": losses, "norms": norms}
+
+
+def packed_and_alone(engine: Engine) -> dict[str, np.ndarray]:
+    """Logits of four packed sequences within and across documents, and of every document by itself."""
+    ids = np.random.default_rng(98).integers(0, VOCABULARY, (len(DOCUMENTS), CONTEXT))
+    alone = []
+    for row, lengths in zip(ids, DOCUMENTS, strict=True):
+        parts = np.split(row, np.cumsum(lengths)[:-1])
+        alone.append(np.concatenate([engine.logits(part[None])[0].numpy() for part in parts]))
+    within, across = engine.logits(ids, DOCUMENTS), engine.logits(ids)
+    return {"within": within.numpy(), "across": across.numpy(), "alone": np.stack(alone)}
+
+
 def start(layout: dict, checkpoint: Path | None, precision: str = "fp32") -> Engine:
     """An engine on ``layout``, from ``checkpoint`` if one is given."""
     engine = Engine(recipe(layout, precision), VOCABULARY)
@@ -97,38 +162,44 @@ def one_process(folder: Path) -> None:
     for name, layout in RECOMPUTED.items():
         engine = start(layout, folder / "start")
         write(folder, f"recompute_{name}", {"kept": kept_bytes(engine), **train(engine, 0, HALF), **sums(engine)})
+    engine = start({}, folder / "start")
+    np.savez(folder / "packed.npz", **packed_and_alone(engine))
+    write(folder, "masked_expected", expected_masked_loss(engine))
+    write(folder, "one_masked", train_masked(engine, SEQUENCES))
+    write(folder, "one_masked_across", train_masked(start({}, folder / "start"), SEQUENCES, within=False))
+    write(folder, "one_all_counted", train_with_all_counted(start({}, folder / "start")))
     other = Engine(recipe({}).model_copy(update={"optimizer": Optimizer(weight_decay=0.5, beta2=0.9)}), VOCABULARY)
     other.load(folder / "start")
     write(folder, "groups", {group["wd_mult"]: constants(group) for group in other.optimizer.param_groups})
     processes.leave()
 
 
-def two_processes(folder: Path, layouts: dict[str, dict], ports: list[str]) -> None:
-    """Does on each of the layouts what ``one_process`` did, and continues what the layout before it has saved."""
+def several_processes(folder: Path, layouts: dict[str, dict], ports: list[str], writer: str) -> None:
+    """Does on each of the layouts what ``one_process`` did, and continues what the ``writer`` before it has saved."""
     torch.set_num_threads(1)
-    writer = "one"
     for (name, layout), port in zip(layouts.items(), ports, strict=True):
         # A port of its own: one process may join anew while the other has yet to leave.
         os.environ["MASTER_PORT"] = port
         processes.join(recipe(layout).layout)
         run_on(layout, name, folder)
         write(folder, f"{name}_table", loss_table(start(layout, folder / "start")))
-        write(folder, f"{name}_after_{writer}", train(start(layout, folder / writer), HALF, STEPS))
+        write(folder, f"{name}_masked", train_masked(start(layout, folder / "start"), 1, "context" not in layout))
+        write(folder, f"{name}_after_{writer}", train(start(layout, folder / writer), HALF, RESUMED))
         processes.leave()
         writer = name
 
 
 def one_process_after(folder: Path, writers: list[str]) -> None:
-    """Continues on one process what two processes have saved."""
+    """Continues on one process what several have saved."""
     torch.set_num_threads(1)
     processes.join(recipe({}).layout)
     for writer in writers:
-        write(folder, f"one_after_{writer}", train(start({}, folder / writer), HALF, STEPS))
+        write(folder, f"one_after_{writer}", train(start({}, folder / writer), HALF, RESUMED))
     processes.leave()
 
 
 def run_on(layout: dict, name: str, folder: Path) -> None:
-    """20 steps from ``start``, saved half way, and the second half again from what was saved."""
+    """20 steps from ``start``, saved half way, and the next of them again from what was saved."""
     engine = start(layout, folder / "start")
     logits = logits_of(engine)
     if torch.distributed.get_rank() == 0:
@@ -137,7 +208,7 @@ def run_on(layout: dict, name: str, folder: Path) -> None:
     save(engine, folder / name)
     second = train(engine, HALF, STEPS)
     write(folder, name, {key: first[key] + second[key] for key in first})
-    write(folder, f"{name}_again", train(start(layout, folder / name), HALF, STEPS))
+    write(folder, f"{name}_again", train(start(layout, folder / name), HALF, RESUMED))
 
 
 def kept_bytes(engine: Engine) -> int:
@@ -183,6 +254,8 @@ def loss_table(engine: Engine) -> dict:
             expected[1, kind] += 1
     if engine.data_processes > 1:
         torch.distributed.all_reduce(expected)
+        # Every process of a copy of the model has the same logits.
+        expected /= torch.distributed.get_world_size() // engine.data_processes
     return {"table": table.tolist(), "expected": expected.tolist()}
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from megatron_music.engine import processes
 
-LAYOUTS = {
+TWO = {
     "tensor": {"tensor": 2},
     "sequence": {"tensor": 2, "sequence": True},
     "pipeline": {"pipeline": 2},
@@ -15,19 +15,29 @@ LAYOUTS = {
     "context": {"context": 2},
     "data": {},
 }
+FOUR = {
+    "tensor x pipeline": {"tensor": 2, "sequence": True, "pipeline": 2},
+    "tensor x data": {"tensor": 2},
+    "pipeline x data": {"pipeline": 2},
+}
+LAYOUTS = TWO | FOUR
 WRITERS = ["one", *LAYOUTS]
+RESUMED = slice(engine_workers.HALF, engine_workers.RESUMED)
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """Folder with the results of all runs: three launches for every test of this module."""
+    """Folder with the results of all runs: four launches for every test of this module."""
     folder = tmp_path_factory.mktemp("runs")
     threads = os.environ.get("OMP_NUM_THREADS")
     os.environ["OMP_NUM_THREADS"] = "1"
     try:
         processes.launch(engine_workers.one_process, 1, folder)
-        ports = [processes.free_port() for _ in LAYOUTS]
-        processes.launch(engine_workers.two_processes, 2, folder, LAYOUTS, ports)
+        writer = "one"
+        for count, layouts in ((2, TWO), (4, FOUR)):
+            ports = [processes.free_port() for _ in layouts]
+            processes.launch(engine_workers.several_processes, count, folder, layouts, ports, writer)
+            writer = list(layouts)[-1]
         processes.launch(engine_workers.one_process_after, 1, folder, list(LAYOUTS))
     finally:
         if threads is None:
@@ -42,7 +52,7 @@ def result(folder, name):
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_two_processes_equal_one(runs, layout):
+def test_several_processes_equal_one(runs, layout):
     one, two = result(runs, "one"), result(runs, layout)
     assert len(one["losses"]) == engine_workers.STEPS
     assert one["losses"][-1] < one["losses"][0] - 0.5
@@ -60,8 +70,8 @@ def test_logits_are_equal_on_all_layouts(runs, layout):
 @pytest.mark.parametrize("layout", WRITERS)
 def test_resuming_on_the_same_layout_is_exact(runs, layout):
     whole, again = result(runs, layout), result(runs, f"{layout}_again")
-    assert again["losses"] == whole["losses"][engine_workers.HALF :]
-    assert again["norms"] == whole["norms"][engine_workers.HALF :]
+    assert again["losses"] == whole["losses"][RESUMED]
+    assert again["norms"] == whole["norms"][RESUMED]
 
 
 @pytest.mark.parametrize(
@@ -69,8 +79,8 @@ def test_resuming_on_the_same_layout_is_exact(runs, layout):
 )
 def test_resuming_on_another_layout(runs, reader, writer):
     continued, one = result(runs, f"{reader}_after_{writer}"), result(runs, "one")
-    np.testing.assert_allclose(continued["losses"], one["losses"][engine_workers.HALF :], rtol=0, atol=1e-4)
-    np.testing.assert_allclose(continued["norms"], one["norms"][engine_workers.HALF :], rtol=0, atol=1e-4)
+    np.testing.assert_allclose(continued["losses"], one["losses"][RESUMED], rtol=0, atol=1e-4)
+    np.testing.assert_allclose(continued["norms"], one["norms"][RESUMED], rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", ["selective", "full", "three"])
@@ -106,6 +116,41 @@ def test_losses_are_told_apart_by_kind(runs, name):
     np.testing.assert_array_equal(table[1], expected[1])
     assert table[1].sum() == engine_workers.SEQUENCES * engine_workers.CONTEXT
     np.testing.assert_allclose(table[0], expected[0], rtol=1e-5)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_the_loss_is_the_mean_of_what_counts_wherever_it_is(runs, layout):
+    """Micro-batches and processes hold unequal numbers of counted tokens; one process takes all in one micro-batch."""
+    # Processes that share sequences can't keep documents apart.
+    reference = "one_masked_across" if "context" in LAYOUTS[layout] else "one_masked"
+    one, several = result(runs, reference), result(runs, f"{layout}_masked")
+    for name in ("losses", "norms"):
+        np.testing.assert_allclose(several[name], one[name], rtol=0, atol=1e-4)
+    table, expected = np.array(several["table"]), np.array(one["table"])
+    np.testing.assert_array_equal(table[1], expected[1])
+    np.testing.assert_allclose(table[0], expected[0], rtol=1e-4)
+    # Kinds are measured whole, whether they count or not.
+    assert table[1, : engine_workers.COUNTED].sum() == engine_workers.SEQUENCES * engine_workers.CONTEXT
+    assert 0 < table[1, engine_workers.COUNTED] < 0.5 * engine_workers.SEQUENCES * engine_workers.CONTEXT
+
+
+def test_the_loss_of_what_counts_is_that_of_the_logits(runs):
+    masked, expected = result(runs, "one_masked"), result(runs, "masked_expected")
+    assert masked["losses"][0] == pytest.approx(expected["loss"], rel=1e-5)
+
+
+def test_a_mask_that_leaves_out_nothing_changes_nothing(runs):
+    plain, masked = result(runs, "one"), result(runs, "one_all_counted")
+    for name in ("losses", "norms"):
+        np.testing.assert_allclose(masked[name], plain[name][: len(masked[name])], rtol=1e-6)
+
+
+def test_a_document_in_a_packed_sequence_is_read_as_alone(runs):
+    logits = np.load(runs / "packed.npz")
+    np.testing.assert_allclose(logits["within"], logits["alone"], rtol=0, atol=1e-5)
+    # The first document of a sequence has nothing before it in either case.
+    assert np.abs(logits["across"][0, :20] - logits["alone"][0, :20]).max() < 1e-5
+    assert np.abs(logits["across"][0, 20:] - logits["alone"][0, 20:]).max() > 0.01
 
 
 def test_gains_are_not_decayed_and_a_load_keeps_the_constants_of_the_recipe(runs):

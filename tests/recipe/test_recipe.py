@@ -1,6 +1,7 @@
 """Recipes: what is read, what is refused and with which words."""
 
 from fractions import Fraction
+from typing import get_args
 
 import pytest
 import yaml
@@ -8,8 +9,11 @@ import yaml
 from megatron_music.errors import InputError
 from megatron_music.recipe.flops import flops_per_token, parameter_count
 from megatron_music.recipe.mixture import solve
+from megatron_music.recipe.phase import LossGroup
 from megatron_music.recipe.recipe import Network, Recipe
+from megatron_music.vocabulary.kinds import LOSS_GROUPS
 
+GROUPS = list(LOSS_GROUPS)
 RAMP = {"start_sequences": 1, "add_sequences": 3, "tokens": 500}
 YUE = ["yue_7b", "yue_2b", "yue_0.5b", "yue_stage2"]
 
@@ -189,6 +193,9 @@ def test_flops_of_the_half_billion_network():
         ("phases.0.batch_ramp", RAMP | {"add_sequences": 2}, "does not lead from start_sequences 1 to batch_sequences"),
         ("phases.0.batch_ramp", RAMP | {"tokens": "2k"}, "batch_ramp.tokens 2000 is above the phase's tokens 1000"),
         ("phases.0.batch_ramp", RAMP | {"samples": 3}, "phases[0].batch_ramp.samples: unknown field"),
+        ("loss", {"without": ["words"]}, "loss.without[0]: "),
+        ("phases.0.loss", {"without": GROUPS}, "phases[0].loss.without: leaves no token to learn"),
+        ("attention", "none", "attention: "),
         ("phases.0.mixture", {}, "phases[0].mixture: names no source"),
         ("phases.0.mixture.songs", "a/b", "'a/b' is not a number or a fraction"),
         ("phases.0.mixture.songs", -1, "must be above 0"),
@@ -305,3 +312,19 @@ def test_every_batch_of_a_ramp_has_to_divide(content, load):
     content["phases"][0] |= {"micro_batch_sequences": 2}
     with pytest.raises(InputError, match="'only': batch_ramp: a batch of 9 on the way to 12 is not a"):
         load()
+
+
+def test_a_phase_may_have_a_loss_of_its_own(content, load):
+    content["loss"] = {"without": ["text"]}
+    content["phases"] += [content["phases"][0] | {"name": "other", "loss": {"without": ["reference"]}}]
+    recipe = load()
+    assert [recipe.loss_of(phase).without for phase in recipe.phases] == [["text"], ["reference"]]
+    assert {*get_args(LossGroup)} == {*LOSS_GROUPS, "reference"}
+
+
+@pytest.mark.parametrize("field", ["precision: fp8-delayed", "layout.context: 2", "layout.cuda_graphs: true"])
+def test_attention_within_documents_is_not_for_transformer_engine(content, load, field):
+    content["attention"] = "within_documents"
+    name, value = field.split(": ")
+    with pytest.raises(InputError, match=f"{name}.*attention: within_documents.*; leave one of them out"):
+        load(f"{name}={value}")

@@ -1,6 +1,7 @@
 """A small corpus and a small recipe over it."""
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -48,7 +49,16 @@ def corpus(tmp_path_factory) -> Path:
 @pytest.fixture
 def make_recipe(corpus, tmp_path):
     """A recipe of three phases and 12 steps; keywords replace its fields."""
+    return _maker(corpus, tmp_path)
 
+
+@pytest.fixture(scope="module")
+def make_module_recipe(corpus, tmp_path_factory):
+    """The same for fixtures of a module."""
+    return _maker(corpus, tmp_path_factory.mktemp("recipe"))
+
+
+def _maker(corpus: Path, folder: Path) -> Callable[..., Recipe]:
     def phase(name, tokens, context_tokens, learning_rate, mixture):
         return {
             "name": name,
@@ -64,7 +74,7 @@ def make_recipe(corpus, tmp_path):
             "name": "tiny",
             "vocabulary": str(corpus / "vocabulary.yaml"),
             "corpus": str(corpus),
-            "run": str(tmp_path / "run"),
+            "run": str(folder / "run"),
             "precision": "fp32",
             "network": {
                 "hidden_size": 32,
@@ -86,6 +96,6 @@ def make_recipe(corpus, tmp_path):
             },
             "checkpoints": {"every_steps": 1, "keep": 100},
         }
-        return Recipe.parse({**content, **fields}, tmp_path / "recipe.yaml")
+        return Recipe.parse({**content, **fields}, folder / "recipe.yaml")
 
     return make

@@ -8,6 +8,7 @@ import pytest
 from megatron_music.corpus.blend import run_stream
 from megatron_music.recipe.phases import phase_spans, step_at
 from megatron_music.training.data import Loader, batches_of
+from megatron_music.training.marks import Marks
 
 
 @pytest.fixture
@@ -26,7 +27,7 @@ def by_step(recipe, copies: int, first_step: int = 0) -> list[list[list[int]]]:
     A step's micro-batches are taken from the processes in turn, as their gradients are summed.
     """
     spans = phase_spans(recipe)
-    loaders = [Loader(run_stream(recipe), spans, rank, copies) for rank in range(copies)]
+    loaders = [Loader(run_stream(recipe), spans, [Marks()] * len(spans), rank, copies) for rank in range(copies)]
     steps = []
     for index in range(first_step, spans[-1].last_step):
         shares = [loader.batches(step_at(spans, index)) for loader in loaders]
@@ -64,6 +65,6 @@ def test_a_resume_from_any_step_on_another_number_of_processes_sees_exactly_what
 def test_every_sample_is_dealt_once_whatever_the_micro_batch(recipe):
     stream = run_stream(recipe)
     for size, copies in [(1, 1), (1, 2), (2, 4), (4, 2), (8, 1)]:
-        dealt = [batches_of(stream, 8, 8, size, rank, copies) for rank in range(copies)]
+        dealt = [batches_of(stream, 8, 8, size, rank, copies, Marks()) for rank in range(copies)]
         rows = sorted(row for batches in dealt for batch in batches for row in batch.ids.tolist())
         assert rows == sorted(stream.sample(index).ids.tolist() for index in range(8, 16))

@@ -9,6 +9,7 @@ from megatron_music.recipe.recipe import Checkpoints
 from megatron_music.training.base import Base
 from megatron_music.training.callbacks.metrics import MetricsLog, StepMetrics
 from megatron_music.training.loop import StepReport
+from megatron_music.training.origin import Origin
 from megatron_music.training.run_folder import CheckpointState, RunFolder, write_state
 
 if TYPE_CHECKING:
@@ -18,13 +19,20 @@ if TYPE_CHECKING:
 class CheckpointWriter:
     """Writes a checkpoint under another name and renames it once every process has finished.
 
-    One of adapters names the ``base`` that they are trained on.
+    One of adapters names the ``base`` that they are trained on, one of a branch its ``origin``.
     """
 
     def __init__(
-        self, log: MetricsLog, metrics: StepMetrics, folder: RunFolder, options: Checkpoints, base: Base | None
+        self,
+        log: MetricsLog,
+        metrics: StepMetrics,
+        folder: RunFolder,
+        options: Checkpoints,
+        base: Base | None,
+        origin: Origin | None,
     ):
-        self.log, self.metrics, self.folder, self.options, self.base = log, metrics, folder, options, base
+        self.log, self.metrics, self.folder, self.options = log, metrics, folder, options
+        self.base, self.origin = base, origin
 
     def at_start(self, trainer: "Trainer") -> None:
         """There is nothing to keep yet."""
@@ -46,6 +54,8 @@ class CheckpointWriter:
             trainer.recipe.save(unfinished / "recipe.yaml")
             if self.base is not None:
                 self.base.write(unfinished)
+            if self.origin is not None:
+                self.origin.write(unfinished)
             write_state(unfinished, CheckpointState(done, step.tokens_after, span.phase.name, done == span.last_step))
             os.replace(unfinished, final)
             self.folder.remove_old(self.options.keep)

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from megatron_music.engine.engine import COUNTED
 from megatron_music.progress import console
 from megatron_music.training.loop import StepReport
-from megatron_music.vocabulary.kinds import LOSS_GROUPS
+from megatron_music.vocabulary.kinds import LOSS_GROUPS, Kind
 
 if TYPE_CHECKING:
     from megatron_music.training.loop import Trainer
@@ -18,12 +19,15 @@ if TYPE_CHECKING:
 def losses_by_group(table: torch.Tensor) -> dict[str, float]:
     """Mean nats a token, in all (``loss``) and by group (``loss/vocal``, ...), of every process' table together.
 
-    A group without a token is left out. All processes call it.
+    A group without a token is left out. Where some tokens do not count, ``loss/counted`` is the mean of those that do.
+    All processes call it.
     """
     total = table.clone()
     torch.distributed.all_reduce(total)
     nats, counts = total.tolist()
-    losses = {"loss": sum(nats) / sum(counts)}
+    losses = {"loss": sum(nats[kind] for kind in Kind) / sum(counts[kind] for kind in Kind)}
+    if counts[COUNTED]:
+        losses["loss/counted"] = nats[COUNTED] / counts[COUNTED]
     for group, kinds in LOSS_GROUPS.items():
         count = sum(counts[kind] for kind in kinds)
         if count:

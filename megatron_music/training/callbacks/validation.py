@@ -7,6 +7,7 @@ from megatron_music.recipe.recipe import Validation
 from megatron_music.training.callbacks.metrics import MetricsLog, losses_by_group
 from megatron_music.training.data import batches_of
 from megatron_music.training.loop import StepReport
+from megatron_music.training.marks import Marks
 
 if TYPE_CHECKING:
     from megatron_music.training.loop import Trainer
@@ -38,7 +39,9 @@ class HeldOutLoss:
         sequences = max(multiple, self.options.sequences // multiple * multiple)
         phase = PhaseData(context_tokens, sequences, {self.options.source: 1.0})
         stream = SampleStream(trainer.recipe.corpus, [phase], seed=0)
-        batches = batches_of(stream, 0, sequences, 1, trainer.engine.data_rank, copies)
+        # All kinds are measured; attention reaches as far as in training.
+        marks = Marks(end_of_document=trainer.marks[0].end_of_document)
+        batches = batches_of(stream, 0, sequences, 1, trainer.engine.data_rank, copies, marks)
         losses = losses_by_group(trainer.engine.forward_backward(batches, train=False))
         self.log.write(done, {f"validation/{name}": value for name, value in losses.items()})
         groups = "  ".join(f"{name.removeprefix('loss/')} {value:.3f}" for name, value in losses.items())
