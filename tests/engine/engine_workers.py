@@ -158,11 +158,11 @@ def one_process(folder: Path) -> None:
     run_on({}, "one", folder)
     bf16 = start({}, folder / "start", "bf16")
     write(folder, "one_bf16", train(bf16, 0, STEPS))
-    write(folder, "loss_table", loss_table(start({}, folder / "start")))
     for name, layout in RECOMPUTED.items():
         engine = start(layout, folder / "start")
         write(folder, f"recompute_{name}", {"kept": kept_bytes(engine), **train(engine, 0, HALF), **sums(engine)})
     engine = start({}, folder / "start")
+    write(folder, "loss_table", loss_table(engine))
     np.savez(folder / "packed.npz", **packed_and_alone(engine))
     write(folder, "masked_expected", expected_masked_loss(engine))
     write(folder, "one_masked", train_masked(engine, SEQUENCES))
@@ -182,8 +182,9 @@ def several_processes(folder: Path, layouts: dict[str, dict], ports: list[str], 
         os.environ["MASTER_PORT"] = port
         processes.join(recipe(layout).layout)
         run_on(layout, name, folder)
-        write(folder, f"{name}_table", loss_table(start(layout, folder / "start")))
-        write(folder, f"{name}_masked", train_masked(start(layout, folder / "start"), 1, "context" not in layout))
+        engine = start(layout, folder / "start")
+        write(folder, f"{name}_table", loss_table(engine))
+        write(folder, f"{name}_masked", train_masked(engine, 1, "context" not in layout))
         write(folder, f"{name}_after_{writer}", train(start(layout, folder / writer), HALF, RESUMED))
         processes.leave()
         writer = name
