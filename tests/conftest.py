@@ -73,7 +73,7 @@ def write_model(text_tokenizer_file, tiny_vocabulary):
 @pytest.fixture
 def make_model(tmp_path, write_model):
     """The same below the test's own folder: ``make_model("stage1", positions=512, seed=0)``."""
-    return lambda name, *options, **more: write_model(tmp_path / name, *options, **more)
+    return lambda folder, *options, **more: write_model(tmp_path / folder, *options, **more)
 
 
 @pytest.fixture(scope="session")

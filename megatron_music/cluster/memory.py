@@ -209,13 +209,12 @@ class _Tensors:
 
     @property
     def _attention(self) -> int:
-        """Queries, keys and values as the product gives them (values stay there), turned queries and keys, the result.
+        """Turned queries and keys, values, the result by heads and side by side.
 
         And a logarithm of a sum, FP32, for every head and token; and the result once more where FP8 needs a copy.
         """
         network, tensor = self.recipe.network, self.recipe.layout.tensor
-        turned = (network.attention_heads + network.key_value_heads) * network.head_size
-        channels = qkv_channels(network) + turned + self.hidden
+        channels = qkv_channels(network) + 2 * self.hidden
         kept = self.tokens * (self.width * channels + 4 * network.attention_heads) // tensor
         return kept + (self._kept_input(self.hidden // tensor, "attention") if self.recipe.fp8_scaling else 0)
 

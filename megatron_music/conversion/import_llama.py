@@ -8,13 +8,11 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pydantic import ValidationError
-
 from megatron_music.conversion.export import refuse_foreign_folder
 from megatron_music.conversion.imported import Words, with_padding, write_imported
 from megatron_music.errors import InputError
 from megatron_music.files import read_json
-from megatron_music.recipe.recipe import Network
+from megatron_music.recipe.recipe import Network, parse_strict
 from megatron_music.training.run_folder import STATE
 from megatron_music.vocabulary.vocabulary import Vocabulary
 
@@ -62,23 +60,20 @@ def network_of(config: dict[str, Any], where: Path) -> Network:
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
     heads = config.get("num_attention_heads")
     try:
-        network = Network(
-            hidden_size=config["hidden_size"],
-            layers=config["num_hidden_layers"],
-            attention_heads=heads,
-            key_value_heads=config.get("num_key_value_heads") or heads,
-            ffn_hidden_size=config["intermediate_size"],
-            position_limit=config["max_position_embeddings"],
-            rope_base=rope.get("rope_theta", config.get("rope_theta", 10000.0)),
-            norm_epsilon=config["rms_norm_eps"],
-            init_std=config.get("initializer_range", 0.02),
-        )
+        fields = {
+            "hidden_size": config["hidden_size"],
+            "layers": config["num_hidden_layers"],
+            "attention_heads": heads,
+            "key_value_heads": config.get("num_key_value_heads") or heads,
+            "ffn_hidden_size": config["intermediate_size"],
+            "position_limit": config["max_position_embeddings"],
+            "rope_base": rope.get("rope_theta", config.get("rope_theta", 10000.0)),
+            "norm_epsilon": config["rms_norm_eps"],
+            "init_std": config.get("initializer_range", 0.02),
+        }
     except KeyError as error:
         raise InputError(where, f"has no {error.args[0]}", "name the folder of a Llama network") from None
-    except ValidationError as error:
-        fault = error.errors()[0]
-        field = ".".join(map(str, fault["loc"])) or "network"
-        raise InputError(where, f"{field}: {fault['msg']}", "name the folder of a Llama network") from None
+    network = parse_strict(Network, fields, where)
     strange = {
         "attention_bias": config.get("attention_bias", False),
         "mlp_bias": config.get("mlp_bias", False),

@@ -109,7 +109,7 @@ def test_what_is_kept_follows_the_formulas(load):
     kept = activations_by_recompute(recipe, VOCABULARY, 512, 0)
     # The first of two stages keeps two micro-batches.
     assert kept["full"] == 2 * layers * residual
-    heads = (32 + 2 * 4 + 32 + 4 + 32) * 128
+    heads = (32 + 4 + 4 + 2 * 32) * 128  # turned queries and keys, values, the result twice
     attention = tokens * (2 * heads + 4 * 32) // 4
     norms = 4 * residual + 2 * 4 * tokens // 4
     assert kept["selective"] == 2 * layers * (attention + norms)

@@ -190,7 +190,7 @@ def test_a_layout_that_cannot_start_is_told_after_the_rest(repository):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--gpus", "16", "--gpu", "B300"], "--gpu: 'B300' is not known; choose one of H100, H800, A100, H200"),
+        (["--gpus", "16", "--gpu", "B300"], "--gpu: 'B300' is not known; choose one of H100 PCIe, H100, H800"),
         (["--gpus", "16", "--mfu", "40"], "--mfu: 40 is no share of the peak; give one above 0 and at most 1"),
         (["--gpus", "16", "--rank", "16"], "--rank: 16 is no process of 16; choose from 0 to 15"),
         (["--rank", "0"], "--rank: is given without --gpus; say on how many GPUs"),
