@@ -25,6 +25,14 @@ Overrides = Annotated[
     list[str] | None, typer.Option("--set", help="Change a field: a.b=c. May be given several times.")
 ]
 
+# What `generate` and `demo` sing with.
+SingingCodec = Annotated[str | None, typer.Option(help="Codec.", show_default="the vocabulary's")]
+SingingWeights = Annotated[str | None, typer.Option(help="The codec's weights.", show_default="the models' own")]
+SingingVocabulary = Annotated[Path | None, typer.Option(help="Vocabulary file.", show_default="the models' own")]
+SingingTokenizer = Annotated[Path | None, typer.Option(help="SentencePiece model.", show_default="the models'")]
+Vocoder = Annotated[Path | None, typer.Option(help="Folder of YuE's 44.1 kHz vocoders.", show_default="none")]
+Device = Annotated[str | None, typer.Option(help="cpu or cuda.", show_default="a GPU where there is one")]
+
 
 @app.callback()
 def options(
@@ -345,15 +353,13 @@ def generate(
     segments: Annotated[int | None, typer.Option(min=1, help="Sing only so many sections.")] = None,
     file_format: Annotated[str, typer.Option("--format", help="wav, flac or mp3.")] = "wav",
     loudness: Annotated[float | None, typer.Option(help="LUFS of the mix, such as -14.", show_default="as is")] = None,
-    codec: Annotated[str | None, typer.Option(help="Codec.", show_default="the vocabulary's")] = None,
-    weights: Annotated[str | None, typer.Option(help="The codec's weights.", show_default="the models' own")] = None,
-    vocoder: Annotated[
-        Path | None, typer.Option(help="Folder of YuE's 44.1 kHz vocoders.", show_default="none")
-    ] = None,
-    vocabulary: Annotated[Path | None, typer.Option(help="Vocabulary file.", show_default="the models' own")] = None,
-    tokenizer: Annotated[Path | None, typer.Option(help="SentencePiece model.", show_default="the models'")] = None,
+    codec: SingingCodec = None,
+    weights: SingingWeights = None,
+    vocoder: Vocoder = None,
+    vocabulary: SingingVocabulary = None,
+    tokenizer: SingingTokenizer = None,
     known_tags: Annotated[Path | None, typer.Option(help="File of tags; others are hinted at.")] = None,
-    device: Annotated[str | None, typer.Option(help="cpu or cuda.", show_default="a GPU where there is one")] = None,
+    device: Device = None,
     min_tokens: Annotated[int, typer.Option(min=0, help="Fewest new tokens a section.")] = 100,
     max_tokens: Annotated[int, typer.Option(min=1, help="Most new tokens a section.")] = 3000,
     temperature: Annotated[float, typer.Option(min=0.0, help="0 takes the likeliest id.")] = 1.0,
@@ -395,14 +401,12 @@ def demo(
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 lets others in.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 7860,
     known_tags: Annotated[Path | None, typer.Option(help="File of tags to offer; others are hinted at.")] = None,
-    codec: Annotated[str | None, typer.Option(help="Codec.", show_default="the vocabulary's")] = None,
-    weights: Annotated[str | None, typer.Option(help="The codec's weights.", show_default="the models' own")] = None,
-    vocoder: Annotated[
-        Path | None, typer.Option(help="Folder of YuE's 44.1 kHz vocoders.", show_default="none")
-    ] = None,
-    vocabulary: Annotated[Path | None, typer.Option(help="Vocabulary file.", show_default="the models' own")] = None,
-    tokenizer: Annotated[Path | None, typer.Option(help="SentencePiece model.", show_default="the models'")] = None,
-    device: Annotated[str | None, typer.Option(help="cpu or cuda.", show_default="a GPU where there is one")] = None,
+    codec: SingingCodec = None,
+    weights: SingingWeights = None,
+    vocoder: Vocoder = None,
+    vocabulary: SingingVocabulary = None,
+    tokenizer: SingingTokenizer = None,
+    device: Device = None,
 ) -> None:
     """Serve `generate` as a web page, to this machine alone unless --host says otherwise."""
     from megatron_music.generation.demo.serve import serve
