@@ -14,7 +14,7 @@ HOUR, DAY = 3600.0, 86400.0
 
 
 @dataclass(frozen=True)
-class Stretch:
+class PhaseTime:
     """One phase on the clock.
 
     Attributes:
@@ -42,7 +42,7 @@ class Checkpoint:
     on_disk: int
 
 
-def forecast(recipe: Recipe, vocabulary_size: int, gpus: int, gpu: Gpu, mfu: float) -> list[Stretch]:
+def forecast(recipe: Recipe, vocabulary_size: int, gpus: int, gpu: Gpu, mfu: float) -> list[PhaseTime]:
     """Every phase on ``gpus`` GPUs that reach ``mfu`` of the dense BF16 peak, whatever the precision.
 
     MFU counts the bubble of a pipeline and whatever is computed again as time lost.
@@ -53,7 +53,7 @@ def forecast(recipe: Recipe, vocabulary_size: int, gpus: int, gpu: Gpu, mfu: flo
         flops = flops_per_token(recipe.network, vocabulary_size, span.phase.context_tokens)
         speed = mfu * gpu.bf16_flops / flops
         seconds = tokens / (speed * gpus)
-        found.append(Stretch(
+        found.append(PhaseTime(
             phase=span.phase.name, tokens=tokens, steps=span.steps, flops_per_token=flops, tokens_per_second=speed,
             step_seconds=span.phase.step_tokens / (speed * gpus), days=seconds / DAY, gpu_hours=gpus * seconds / HOUR,
         ))  # fmt: skip

@@ -14,7 +14,8 @@ https://arxiv.org/abs/2104.04473, section 2.2).
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
-from megatron_music.cluster.parameters import parameters_of_stage, qkv_channels
+from megatron_music.cluster.parameters import parameters_of_stage
+from megatron_music.recipe.flops import qkv_channels
 from megatron_music.recipe.phase import Phase
 from megatron_music.recipe.recipe import Recipe
 

@@ -5,7 +5,8 @@ Counted by arithmetic alone; ``engine.dry_run`` builds the network and has to fi
 
 from dataclasses import asdict, dataclass
 
-from megatron_music.recipe.recipe import Network, Recipe
+from megatron_music.recipe.flops import parameters_by_part, qkv_channels
+from megatron_music.recipe.recipe import Recipe
 
 
 @dataclass(frozen=True)
@@ -58,25 +59,13 @@ def whole_parameters(recipe: Recipe, vocabulary_size: int) -> Parameters:
     return _parameters(recipe, recipe.network.layers, 1, vocabulary_size, vocabulary_size)
 
 
-def qkv_channels(network: Network) -> int:
-    """Outputs of the matrix that makes queries, keys and values."""
-    return (network.attention_heads + 2 * network.key_value_heads) * network.head_size
-
-
 def _parameters(recipe: Recipe, layers: int, tensor: int, embedding_rows: int, output_rows: int) -> Parameters:
     network, hidden = recipe.network, recipe.network.hidden_size
-    # Exact: whoever asks has checked that tensor parallelism divides heads and feed-forward channels.
-    qkv, ffn = qkv_channels(network) // tensor, network.ffn_hidden_size // tensor
-    counts = {
-        "embedding": embedding_rows * hidden,
-        "attention": layers * hidden * (qkv + hidden // tensor),
-        "feed_forward": layers * hidden * 3 * ffn,
-        "norms": layers * 2 * hidden + (hidden if output_rows else 0),
-        "output": output_rows * hidden,
-    }
+    counts = parameters_by_part(network, layers, tensor, embedding_rows, output_rows)
     lora = recipe.lora
     if lora is None:
         return Parameters(**counts, trained=sum(counts.values()))
+    qkv, ffn = qkv_channels(network) // tensor, network.ffn_hidden_size // tensor
     # A matrix cut by outputs has A whole and B cut, one cut by inputs A cut and B whole.
     sides = {
         "attention": (hidden + qkv) + (hidden // tensor + hidden),

@@ -2,9 +2,8 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from fractions import Fraction
 
-from megatron_music.cluster.forecast import Checkpoint, Stretch, checkpoint, forecast
+from megatron_music.cluster.forecast import Checkpoint, PhaseTime, checkpoint, forecast
 from megatron_music.cluster.gpus import Gpu, gpu_named
 from megatron_music.cluster.layouts import Division, Proposal, divisions, proposals
 from megatron_music.cluster.memory import Memory, activations_by_recompute, memory_by_rank, stage_of_rank
@@ -48,7 +47,7 @@ class Cluster:
     parameters: Parameters
     divisions: list[Division]
     ranks: list[Rank]
-    forecast: list[Stretch]
+    forecast: list[PhaseTime]
     checkpoint: Checkpoint
     proposals: list[Proposal]
     fault: InputError | None
@@ -91,8 +90,16 @@ def make_plan(
     Raises InputError where the corpus lacks a source, or an argument is wrong.
     """
     stocks = read_stocks(recipe) if recipe.corpus.is_dir() else None
-    shares = _shares(recipe, stocks)
-    fault = _shortage(recipe, stocks)
+    fault = None
+    if stocks is None:
+        shares = [solve(phase.mixture, recipe.groups) for phase in recipe.phases]
+    else:
+        by_source = token_shares(recipe, stocks)
+        shares = [{(name,): share for name, share in of_phase.items()} for of_phase in by_source]
+        try:
+            check_supply(recipe, stocks, by_source)
+        except InputError as error:
+            fault = error
     lessons = forgotten_lessons(recipe, shares)
     if gpus is None:
         if ranks:
@@ -105,22 +112,6 @@ def make_plan(
         raise InputError("--rank", f"{outside} is no process of {gpus}", f"choose from 0 to {gpus - 1}")
     cluster = _plan_cluster(recipe, gpus, gpu_named(gpu), mfu, ranks, build)
     return Plan(recipe, stocks, shares, lessons, cluster, cluster.fault or fault)
-
-
-def _shares(recipe: Recipe, stocks: Mapping[str, Stock] | None) -> list[dict[tuple[str, ...], Fraction]]:
-    if stocks is None:
-        return [solve(phase.mixture, recipe.groups) for phase in recipe.phases]
-    return [{(name,): share for name, share in of_phase.items()} for of_phase in token_shares(recipe, stocks)]
-
-
-def _shortage(recipe: Recipe, stocks: Mapping[str, Stock] | None) -> InputError | None:
-    if stocks is None:
-        return None
-    try:
-        check_supply(recipe, stocks, token_shares(recipe, stocks))
-    except InputError as error:
-        return error
-    return None
 
 
 def _plan_cluster(recipe: Recipe, gpus: int, gpu: Gpu, mfu: float, ranks: Sequence[int] | None, build: bool) -> Cluster:

@@ -6,7 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from megatron_music.cluster.forecast import Stretch, bubble
+from megatron_music.cluster.forecast import PhaseTime, bubble
 from megatron_music.cluster.gpus import GiB
 from megatron_music.cluster.layouts import RULE, USABLE, Proposal, fits
 from megatron_music.cluster.plan import Cluster, Plan
@@ -159,7 +159,7 @@ def _time(cluster: Cluster) -> str:
     return f"{table(rows)}\n{note}"
 
 
-def _speed(stretch: Stretch, gpus: int) -> list[str]:
+def _speed(stretch: PhaseTime, gpus: int) -> list[str]:
     return [
         f"{stretch.tokens_per_second:,.0f}",
         f"{stretch.tokens_per_second * gpus:,.0f}",

@@ -73,7 +73,8 @@ class Engine:
         if trains:
             self._prepare_training(recipe)
         self.vocabulary_size = vocabulary_size
-        self.device = torch.device(*(("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else ("cpu",)))
+        on_gpu = torch.cuda.is_available()
+        self.device = torch.device("cuda", torch.cuda.current_device()) if on_gpu else torch.device("cpu")
         self._schedule = get_forward_backward_func()
         self._context_group = parallel_state.get_context_parallel_group()
         self._sizes = Sizes(self.config, self.chunks)
@@ -134,16 +135,15 @@ class Engine:
 
             return losses, mean_loss
 
+        sequences, context_tokens = batches[0].ids.shape[0], batches[0].ids.shape[1] - 1
         for chunk in self.chunks:
             chunk.train(train)
-            if train:
-                chunk.zero_grad_buffer()
         if train:
+            for chunk in self.chunks:
+                chunk.zero_grad_buffer()
             self.optimizer.zero_grad()
             if self._lora is not None and self._lora.dropout:
                 seed_dropout(self._seed, step)
-        sequences, context_tokens = batches[0].ids.shape[0], batches[0].ids.shape[1] - 1
-        if train:
             self._sizes.prepare_training(sequences, context_tokens, len(batches))
         prepared = contextlib.nullcontext() if train else self._sizes.evaluating(sequences, context_tokens)
         with torch.set_grad_enabled(train), prepared:

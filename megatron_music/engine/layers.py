@@ -43,8 +43,8 @@ def packed_documents(lengths: tuple[tuple[int, ...], ...] | None) -> PackedDocum
     """The lengths of documents on their way through megatron-core's network."""
     if lengths is None:
         return None
-    context = sum(lengths[0])
-    return PackedDocuments(qkv_format="sbhd", max_seqlen_q=context, max_seqlen_kv=context, lengths=lengths)
+    tokens = sum(lengths[0])
+    return PackedDocuments(qkv_format="sbhd", max_seqlen_q=tokens, max_seqlen_kv=tokens, lengths=lengths)
 
 
 class CausalSelfAttention(SelfAttention):
