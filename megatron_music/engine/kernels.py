@@ -12,7 +12,7 @@ import torch
 _CROSS_ENTROPY_BYTES = {"cpu": 2**21, "cuda": 2**28}
 """Of FP32 logits worked on at once: what stays in a core's cache, or a small share of a GPU's memory."""
 
-_ONEDNN = torch.backends.mkldnn.is_available() and torch.backends.cpu.get_cpu_capability().startswith("AVX")
+_ONEDNN = torch.backends.mkldnn.is_available() and torch.backends.cpu.get_cpu_capability() == "AVX512"
 _MULTIPLIES_BF16 = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
@@ -39,22 +39,33 @@ def _on_gpu(x: torch.Tensor) -> bool:
 def product(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
     """``left @ right`` of two matrices; best where ``left`` is contiguous.
 
-    For FP32 on x86 this takes oneDNN, which uses AVX-512 on every processor that has it, where torch's own choice (MKL)
-    uses AVX2 on AMD's: twice as fast there, and equal on Intel's. A CPU that can't multiply BF16 does it in FP32 and
-    rounds once, as one that can sums in FP32; torch would take the numbers one by one.
+    For FP32 this takes oneDNN on every processor with AVX-512, where torch's own choice (MKL) uses AVX2 on AMD's: twice
+    as fast there, and equal on Intel's. Without AVX-512 MKL is the faster, by half where a matrix comes transposed. A
+    CPU that can't multiply BF16 does it in FP32 and rounds once, as one that can sums in FP32; torch would take the
+    numbers one by one.
     """
     if left.dtype == torch.bfloat16 and left.device.type == "cpu" and not _MULTIPLIES_BF16:
         return product(left.float(), right.float()).bfloat16()
-    if _ONEDNN and left.dtype == torch.float32 and left.device.type == "cpu":
+    if _takes_onednn(left):
         return torch.ops.mkldnn._linear_pointwise(left, right.t(), None, "none", [], "")
     return torch.mm(left, right)
 
 
-def weight_gradient(gradient: torch.Tensor, given: torch.Tensor) -> torch.Tensor:
-    """``gradient.T @ given`` of (rows, out) and (rows, in), by copying the smaller of the two to its transpose."""
-    if gradient.shape[1] > given.shape[1]:
-        return product(given.t(), gradient).t()
-    return product(gradient.t(), given)
+def add_weight_gradient_(buffer: torch.Tensor, gradient: torch.Tensor, given: torch.Tensor) -> None:
+    """Adds ``gradient.T @ given`` of (rows, out) and (rows, in) to ``buffer``, (out, in).
+
+    oneDNN gets the smaller of the two as a transposed copy; BLAS takes either as it lies, and adds on its way.
+    """
+    if buffer.dtype == gradient.dtype and not _takes_onednn(gradient):
+        buffer.addmm_(gradient.t(), given)
+    elif gradient.shape[1] > given.shape[1]:
+        buffer.add_(product(given.t(), gradient).t())
+    else:
+        buffer.add_(product(gradient.t(), given))
+
+
+def _takes_onednn(matrix: torch.Tensor) -> bool:
+    return _ONEDNN and matrix.dtype == torch.float32 and matrix.device.type == "cpu"
 
 
 class RMSNormalize(torch.autograd.Function):

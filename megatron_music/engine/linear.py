@@ -6,7 +6,7 @@ A weight that is not trained takes no gradient, and its layer keeps no input for
 import torch
 from megatron.core.tensor_parallel.layers import ColumnParallelLinear, RowParallelLinear
 
-from megatron_music.engine.kernels import product, weight_gradient
+from megatron_music.engine.kernels import add_weight_gradient_, product
 
 
 class Product(torch.autograd.Function):
@@ -42,7 +42,7 @@ class Product(torch.autograd.Function):
         elif ctx.sum_gradient:
             summing = torch.distributed.all_reduce(x_gradient, group=ctx.group, async_op=True)
         if trained:
-            weight.main_grad.add_(weight_gradient(gradient, _matrix(whole)))
+            add_weight_gradient_(weight.main_grad, gradient, _matrix(whole))
             weight.grad_added_to_main_grad = True
         if summing is not None:
             summing.wait()

@@ -140,12 +140,19 @@ def test_cross_entropy_of_bf16_logits_is_worked_out_in_fp32():
     torch.testing.assert_close(ours.grad, wide.grad.bfloat16(), rtol=2**-7, atol=1e-6)
 
 
+@pytest.mark.parametrize("has_avx512", [True, False])
 @pytest.mark.parametrize(("rows", "inputs", "outputs"), [(65, 32, 96), (64, 80, 16), (1, 8, 8)])
-def test_products(rows, inputs, outputs):
+def test_products(rows, inputs, outputs, has_avx512, monkeypatch):
+    monkeypatch.setattr(kernels, "_ONEDNN", has_avx512)
     x, weight, gradient = torch.randn(rows, inputs), torch.randn(outputs, inputs), torch.randn(rows, outputs)
     torch.testing.assert_close(kernels.product(x, weight.t()), x @ weight.t(), rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(kernels.product(gradient, weight), gradient @ weight, rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(kernels.weight_gradient(gradient, x), gradient.t() @ x, rtol=1e-4, atol=1e-4)
+    buffer = torch.randn(outputs, inputs)
+    expected = buffer + gradient.t() @ x
+    kernels.add_weight_gradient_(buffer, gradient, x)
+    torch.testing.assert_close(buffer, expected, rtol=1e-4, atol=1e-4)
+    kernels.add_weight_gradient_(buffer, gradient.bfloat16(), x.bfloat16())
+    torch.testing.assert_close(buffer, expected + gradient.t() @ x, rtol=2**-6, atol=2**-6 * rows)
 
 
 def test_formulas_are_the_same_when_compiled():
