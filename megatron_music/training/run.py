@@ -7,7 +7,7 @@ from megatron_music.errors import InputError
 from megatron_music.recipe.recipe import Recipe
 from megatron_music.training.base import Base, base_below, holds_adapters
 from megatron_music.training.origin import Origin, origin_of_run, reads_again, start_of_run
-from megatron_music.training.run_folder import RunFolder, read_network, read_state
+from megatron_music.training.run_folder import RunFolder, read_network, read_state, read_vocabulary
 from megatron_music.vocabulary.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
@@ -79,9 +79,15 @@ def check(recipe: Recipe, processes: int, branch_from: Path | None = None, fresh
     if start is not None:
         read_state(start)
         # How far positions reach, and how weights were first drawn, is no part of the weights' shape or use.
-        free = {name: getattr(recipe.network, name) for name in ("position_limit", "init_std")}
-        if read_network(start).model_copy(update=free) != recipe.network:
-            raise InputError(start, "holds another network than the recipe's", "make `network` equal")
+        free, there = {"position_limit", "init_std"}, read_network(start)
+        for field, value in recipe.network:
+            if field not in free and getattr(there, field) != value:
+                what = f"holds another network than the recipe's: its {field} is {getattr(there, field)}, not {value}"
+                raise InputError(start, what, f"make network.{field} equal")
+        read = read_vocabulary(start)
+        if read is not None and read.padded_size != vocabulary.padded_size:
+            what = f"has embeddings of {read.padded_size} ids, the recipe's vocabulary has {vocabulary.padded_size}"
+            raise InputError(start, what, "make `padded_size` equal: ids can be added within it")
     base_below(recipe, start)
 
 

@@ -10,6 +10,7 @@ from megatron_music.corpus.blend import read_stocks
 from megatron_music.errors import InputError
 from megatron_music.files import read_json, write_json, write_text
 from megatron_music.recipe.recipe import Network, Recipe
+from megatron_music.vocabulary.vocabulary import Vocabulary
 
 _FIXED = ("seed", "vocabulary", "corpus", "network", "optimizer", "lora", "groups", "attention", "loss", "phases")
 """Fields of a recipe that decide what is learned: a run that is resumed may not change them."""
@@ -133,6 +134,13 @@ def read_network(checkpoint: Path) -> Network:
     if (checkpoint / NETWORK).is_file():
         return Network(**read_json(checkpoint / NETWORK)["network"])
     return Recipe.load(checkpoint / "recipe.yaml").network
+
+
+def read_vocabulary(checkpoint: Path) -> Vocabulary | None:
+    """The vocabulary that a checkpoint was trained with; None where its file is no longer there."""
+    is_imported = (checkpoint / NETWORK).is_file()
+    path = checkpoint / "vocabulary.yaml" if is_imported else Recipe.load(checkpoint / "recipe.yaml").vocabulary
+    return Vocabulary.load(path) if path.is_file() else None
 
 
 def has_optimizer(checkpoint: Path) -> bool:

@@ -1,6 +1,8 @@
 """Runs that start from a checkpoint of another: what they take over, what they record, and what is refused."""
 
+import dataclasses
 import json
+import shutil
 
 import pytest
 import training_workers
@@ -11,6 +13,7 @@ from megatron_music.recipe.recipe import Recipe
 from megatron_music.training.origin import origin_of_run, read_origin, reads_again
 from megatron_music.training.run import check
 from megatron_music.training.run_folder import read_state
+from megatron_music.vocabulary.vocabulary import Vocabulary
 
 ANNEALING = {
     "name": "annealing",
@@ -94,3 +97,21 @@ def test_a_run_that_began_elsewhere_is_not_mistaken_for_a_branch(runs):
         check(kept, 1, runs / "trunk" / "checkpoints" / "step_000004")
     with pytest.raises(InputError, match="--fresh-optimizer: is given without a checkpoint to start from; add --from"):
         check(trunk.model_copy(update={"run": runs / "new"}), 1, None, True)
+
+
+def test_a_checkpoint_of_another_network_or_vocabulary_is_refused(runs, tmp_path):
+    start, other = runs / "trunk" / "checkpoints" / "step_000008", tmp_path / "step_000008"
+    kept = Recipe.load(runs / "kept" / "recipe.yaml").model_copy(update={"run": tmp_path / "new"})
+    other.mkdir()
+    shutil.copy(start / "state.json", other)
+    larger = dataclasses.replace(Vocabulary.load(kept.vocabulary), padded_size=160)
+    larger.save(tmp_path / "larger.yaml")
+    Recipe.load(start / "recipe.yaml").model_copy(update={"vocabulary": tmp_path / "larger.yaml"}).save(
+        other / "recipe.yaml"
+    )
+    check(kept, 1, start)
+    deeper = kept.model_copy(update={"network": kept.network.model_copy(update={"layers": 9})})
+    with pytest.raises(InputError, match="than the recipe's: its layers is [^9]*, not 9; make network.layers equal"):
+        check(deeper, 1, start)
+    with pytest.raises(InputError, match="step_000008: has embeddings of 160 ids, the recipe's vocabulary has 128;"):
+        check(kept, 1, other)
