@@ -258,9 +258,10 @@ def plan(
     """Check a recipe and print what it will do, and what it takes on a number of GPUs; trains nothing."""
     from megatron_music.cluster.plan import make_plan
     from megatron_music.cluster.plan_output import print_plan
-    from megatron_music.recipe.recipe import Recipe
+    from megatron_music.recipe.recipe import Recipe, naming_faults
 
-    print_plan(make_plan(Recipe.load(recipe, overrides), gpus, gpu, mfu, rank, build), plots, as_json)
+    with naming_faults(recipe):
+        print_plan(make_plan(Recipe.load(recipe, overrides), gpus, gpu, mfu, rank, build), plots, as_json)
 
 
 @app.command(epilog="Example: megatron-music train examples/quickstart.yaml --processes 2 --set seed=2")
@@ -276,10 +277,11 @@ def train(
     overrides: Overrides = None,
 ) -> None:
     """Train a recipe; run again, it goes on from its last complete checkpoint."""
-    from megatron_music.recipe.recipe import Recipe
+    from megatron_music.recipe.recipe import Recipe, naming_faults
     from megatron_music.training.run import train as train_recipe
 
-    train_recipe(Recipe.load(recipe, overrides), processes, branch_from, fresh_optimizer)
+    with naming_faults(recipe):
+        train_recipe(Recipe.load(recipe, overrides), processes, branch_from, fresh_optimizer)
 
 
 @app.command(epilog="Example: megatron-music export runs/x/checkpoints/step_000100 runs/x/hf --dtype float32")

@@ -64,6 +64,13 @@ def test_a_tensor_size_that_does_not_divide_the_heads_is_refused(monkeypatch, ca
     assert "layout.tensor 8 does not divide network.key_value_heads 4" in error
 
 
+def test_a_fault_that_shows_beside_the_processes_names_the_recipe_too(monkeypatch, capsys, repository):
+    recipe = str(repository / "examples" / "yue_7b.yaml")
+    status, error = run_main(monkeypatch, capsys, "train", recipe, "--processes", "3")
+    assert status == 2
+    assert error.startswith(f"error: {recipe}: layout: 3 processes are not a multiple of tensor x pipeline x context")
+
+
 def test_debug_shows_the_traceback(monkeypatch, tmp_path):
     monkeypatch.setattr(sys, "argv", ["megatron-music", "--debug", "train", str(tmp_path / "nowhere.yaml")])
     with pytest.raises(InputError):

@@ -1,6 +1,9 @@
 """A recipe: network, layout, phases, optimizer and what to watch, in one YAML file of strict fields."""
 
+import contextlib
 import difflib
+import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -281,6 +284,17 @@ class Recipe(Strict):
                                      f"layout.pipeline {layout.pipeline}, which layout.interleave needs",
                                      "change the batch")  # fmt: skip
         return copies
+
+
+@contextlib.contextmanager
+def naming_faults(path: str | Path) -> Iterator[None]:
+    """Within it, faults that show only beside processes, corpus or hardware name the recipe's file before the field."""
+    try:
+        yield
+    except InputError as error:
+        if re.split(r"[.\[]", error.where)[0] in Recipe.model_fields:
+            raise InputError(f"{path}: {error.where}", error.what, error.mend) from None
+        raise
 
 
 def _batch(phase: Phase, sequences: int) -> tuple[str, str]:
