@@ -166,6 +166,8 @@ def one_process(folder: Path) -> None:
     np.savez(folder / "packed.npz", **packed_and_alone(engine))
     write(folder, "masked_expected", expected_masked_loss(engine))
     write(folder, "one_masked", train_masked(engine, SEQUENCES))
+    recomputed = start(RECOMPUTED["full"], folder / "start")
+    write(folder, "one_masked_recomputed", train_masked(recomputed, SEQUENCES))
     write(folder, "one_masked_across", train_masked(start({}, folder / "start"), SEQUENCES, within=False))
     write(folder, "one_all_counted", train_with_all_counted(start({}, folder / "start")))
     other = Engine(recipe({}).model_copy(update={"optimizer": Optimizer(weight_decay=0.5, beta2=0.9)}), VOCABULARY)

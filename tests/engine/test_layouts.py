@@ -139,6 +139,10 @@ def test_the_loss_of_what_counts_is_that_of_the_logits(runs):
     assert masked["losses"][0] == pytest.approx(expected["loss"], rel=1e-5)
 
 
+def test_documents_are_kept_apart_in_what_is_computed_again(runs):
+    assert result(runs, "one_masked_recomputed") == result(runs, "one_masked")
+
+
 def test_a_mask_that_leaves_out_nothing_changes_nothing(runs):
     plain, masked = result(runs, "one"), result(runs, "one_all_counted")
     for name in ("losses", "norms"):
