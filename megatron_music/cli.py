@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from megatron_music.errors import InputError
+from megatron_music.exits import ExitCode, RunEnded
 
 app = typer.Typer(
     name="megatron-music",
@@ -274,14 +275,70 @@ def train(
     fresh_optimizer: Annotated[
         bool, typer.Option("--fresh-optimizer", help="Start without the optimizer state of that checkpoint.")
     ] = False,
+    restarts: Annotated[
+        int, typer.Option(min=0, help="How often to start again, without progress between, where a process is lost.")
+    ] = 3,
+    until: Annotated[str | None, typer.Option(help="Phase to end with.", show_default="the last")] = None,
     overrides: Overrides = None,
 ) -> None:
-    """Train a recipe; run again, it goes on from its last complete checkpoint."""
+    """Train a recipe; run again, it goes on from its last complete checkpoint.
+
+    SIGTERM, SIGUSR1 or Ctrl-C end it with a checkpoint and status 75. All exit codes: docs/cluster.md.
+    """
     from megatron_music.recipe.recipe import Recipe, naming_faults
     from megatron_music.training.run import train as train_recipe
 
     with naming_faults(recipe):
-        train_recipe(Recipe.load(recipe, overrides), processes, branch_from, fresh_optimizer)
+        train_recipe(Recipe.load(recipe, overrides), processes, branch_from, fresh_optimizer, restarts, until)
+
+
+@app.command(epilog="Example: megatron-music preflight runs/yue_7b --processes 8, or under srun, one task a node")
+def preflight(
+    folder: Annotated[Path, typer.Argument(help="Run folder: where the run will write.")],
+    processes: Annotated[
+        int | None, typer.Option(min=1, help="Processes on each node.", show_default="one for each GPU")
+    ] = None,
+) -> None:
+    """Test the GPUs, links and file system of this job; name what is not fit, with status 3."""
+    from megatron_music.cluster.preflight import preflight as run_preflight
+
+    run_preflight(folder, processes)
+
+
+@app.command(epilog="Example: megatron-music submit examples/yue_7b.yaml --nodes 64 --time 2-00:00:00 --dry-run")
+def submit(
+    recipe: Annotated[Path, typer.Argument(help="Recipe file.")],
+    nodes: Annotated[int, typer.Option(min=1, help="Nodes.")],
+    gpus_per_node: Annotated[int, typer.Option(min=0, help="GPUs of each node.")] = 8,
+    processes: Annotated[
+        int | None, typer.Option(min=1, help="Processes on each node.", show_default="one for each GPU")
+    ] = None,
+    phases: Annotated[str, typer.Option(help="one: all in one job; chain: a job for each, one after another.")] = "one",
+    restarts: Annotated[int, typer.Option(min=0, help="As of `train`, in the job.")] = 3,
+    grace_seconds: Annotated[int, typer.Option(min=1, help="For the last checkpoint, before the time limit.")] = 300,
+    time: Annotated[str | None, typer.Option(help="Time limit of a job.", show_default="the partition's")] = None,
+    partition: Annotated[str | None, typer.Option(help="SLURM partition.", show_default="the cluster's")] = None,
+    account: Annotated[str | None, typer.Option(help="SLURM account.")] = None,
+    environment: Annotated[
+        str | None, typer.Option(help="Shell command that sets up `python` in the job.", show_default="this Python")
+    ] = None,
+    container: Annotated[str | None, typer.Option(help="Image to run in (pyxis); see slurm/Dockerfile.")] = None,
+    mount: Annotated[list[Path] | None, typer.Option(help="Another folder that the container sees.")] = None,
+    sbatch: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=VALUE", help="Any other option of sbatch, such as qos=long.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the file; write and submit nothing.")] = False,
+    overrides: Overrides = None,
+) -> None:
+    """Train a recipe on SLURM: one job, requeued until the recipe is done. docs/cluster.md tells more."""
+    from megatron_music.cluster.submit import Job, parse_options
+    from megatron_music.cluster.submit import submit as submit_recipe
+    from megatron_music.recipe.recipe import Recipe, naming_faults
+
+    options = parse_options(sbatch or [], time=time, partition=partition, account=account)
+    job = Job(nodes, gpus_per_node, processes, options, environment, container, mount or [], restarts, grace_seconds)
+    with naming_faults(recipe):
+        typer.echo(submit_recipe(Recipe.load(recipe, overrides), job, phases, dry_run))
 
 
 @app.command(epilog="Example: megatron-music export runs/x/checkpoints/step_000100 runs/x/hf --dtype float32")
@@ -442,17 +499,20 @@ def evaluate(
 
 
 def main() -> None:
-    """Runs the command line; bad input ends it with status 2 and one line, a full disk and the like with status 1."""
+    """Runs the command line; what ends it with which status stands in ``exits``."""
     try:
         app()
     except InputError as error:
         if "--debug" in sys.argv:
             raise
         typer.echo(f"error: {error}", err=True)
-        sys.exit(2)
+        sys.exit(ExitCode.BAD_INPUT)
+    except RunEnded as error:
+        typer.echo(error, err=True)
+        sys.exit(error.code)
     except OSError as error:
         if "--debug" in sys.argv:
             raise
         where = f"{error.filename}: " if error.filename else ""
         typer.echo(f"error: {where}{error.strerror or error}; make room or mend it and run again", err=True)
-        sys.exit(1)
+        sys.exit(ExitCode.FAILED)

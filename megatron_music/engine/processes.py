@@ -4,10 +4,13 @@ import datetime
 import errno
 import os
 import random
+import signal
 import socket
 import sys
+import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from multiprocessing import connection
 from typing import Any
 
@@ -15,10 +18,17 @@ import torch
 import torch.multiprocessing as multiprocessing
 
 from megatron_music.errors import InputError
+from megatron_music.exits import ExitCode, Hung, Lost, RunEnded, Stopped
 from megatron_music.recipe.layout import Layout
 
 _PORTS = 20_000, 32_000
 """Below those that Linux gives to connections (net.ipv4.ip_local_port_range)."""
+
+_COLLECTIVES = datetime.timedelta(hours=2)
+"""Timeout of collectives: the watchdog is there before, with stacks; theirs ends a process without."""
+
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+"""What asks a run to stop with a checkpoint: the system's, SLURM's and Ctrl-C."""
 
 
 def started_by_a_launcher() -> bool:
@@ -32,7 +42,17 @@ def world_size() -> int:
 
 
 def join(layout: Layout) -> None:
-    """Joins the process group (NCCL on GPUs, gloo on CPUs) and makes megatron-core's groups for ``layout``.
+    """Joins the process group as ``join_world`` does, and makes megatron-core's groups for ``layout``."""
+    if not torch.cuda.is_available():
+        from megatron_music.engine import cpu
+
+        cpu.install()
+    join_world()
+    form_groups(layout)
+
+
+def join_world() -> None:
+    """Joins the process group: NCCL on GPUs, gloo on CPUs.
 
     Reads torchrun's variables, or SLURM's where those are missing; a process started alone is a group of one.
     """
@@ -51,13 +71,10 @@ def join(layout: Layout) -> None:
     environment.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
     if torch.cuda.is_available():
         torch.cuda.set_device(int(environment.get("LOCAL_RANK", "0")))
-        torch.distributed.init_process_group("nccl", device_id=torch.device("cuda", torch.cuda.current_device()))
+        device = torch.device("cuda", torch.cuda.current_device())
+        torch.distributed.init_process_group("nccl", device_id=device, timeout=_COLLECTIVES)
     else:
-        from megatron_music.engine import cpu
-
-        cpu.install()
-        torch.distributed.init_process_group("gloo", timeout=datetime.timedelta(minutes=10))
-    form_groups(layout)
+        torch.distributed.init_process_group("gloo", timeout=_COLLECTIVES)
 
 
 def form_groups(layout: Layout, **options: Any) -> None:
@@ -84,8 +101,15 @@ def leave() -> None:
 def launch(function: Callable[..., Any], processes: int, *arguments: Any) -> None:
     """Runs ``function(*arguments)`` in ``processes`` new processes of this machine, as torchrun would.
 
-    ``function`` must be importable. Raises InputError as the first failing process raised it, or RuntimeError with that
-    process' traceback; the others are ended.
+    ``function`` must be importable. SIGTERM, SIGUSR1 and a first Ctrl-C are passed on to the processes; a second Ctrl-C
+    ends them, as the end of this process does.
+
+    Raises:
+        InputError, RunEnded: as the first failing process raised it; the others are ended. ``Stopped`` only once all
+            have ended.
+        Hung: a process' watchdog has ended it.
+        Lost: a process was killed.
+        RuntimeError: with the traceback of the first process that raised anything else.
     """
     context = multiprocessing.get_context("spawn")
     port, errors = free_port(), context.SimpleQueue()
@@ -96,47 +120,99 @@ def launch(function: Callable[..., Any], processes: int, *arguments: Any) -> Non
     threads = os.environ.get("OMP_NUM_THREADS")
     # Read by the workers' arithmetic libraries when they load, so it has to stand before they start.
     os.environ["OMP_NUM_THREADS"] = threads or str(max(1, len(os.sched_getaffinity(0)) // processes))
-    try:
-        for worker in workers:
-            worker.start()
-    finally:
-        if threads is None:
-            del os.environ["OMP_NUM_THREADS"]
-    try:
-        _wait(workers, errors)
-    finally:
-        for worker in workers:
-            if worker.is_alive():
-                worker.kill()
-            worker.join()
+    with _passing_signals_to(workers) as asked:
+        try:
+            for worker in workers:
+                worker.start()
+        finally:
+            if threads is None:
+                del os.environ["OMP_NUM_THREADS"]
+        try:
+            _wait(workers, errors, asked)
+        finally:
+            for worker in workers:
+                if worker.is_alive():
+                    worker.kill()
+                worker.join()
 
 
-def _wait(workers: list, errors: Any) -> None:
+@contextmanager
+def _passing_signals_to(workers: list) -> Iterator[list[int]]:
+    """Yields the list of the signals that this process was sent to stop."""
+    asked: list[int] = []
+
+    def pass_on(number: int, _frame: object) -> None:
+        if number == signal.SIGINT and number in asked:
+            raise KeyboardInterrupt
+        asked.append(number)
+        for worker in workers:
+            if worker.pid is not None and worker.is_alive():
+                os.kill(worker.pid, number)
+
+    if threading.current_thread() is not threading.main_thread():  # where Python takes no handlers
+        yield asked
+        return
+    handlers = {number: signal.signal(number, pass_on) for number in STOP_SIGNALS}
+    try:
+        yield asked
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+
+def _wait(workers: list, errors: Any, asked: list[int]) -> None:
     waiting = {worker.sentinel: (rank, worker) for rank, worker in enumerate(workers)}
+    stopped = None
     while waiting:
-        for sentinel in connection.wait(list(waiting)):
-            rank, worker = waiting.pop(sentinel)
+        ended = [waiting.pop(sentinel) for sentinel in connection.wait(list(waiting))]
+        for _, worker in ended:
             worker.join()
-            if worker.exitcode == 0:
-                continue
-            if errors.empty():
-                raise RuntimeError(f"process {rank} of {len(workers)} ended with code {worker.exitcode}")
-            error, trace = errors.get()
-            raise error if error is not None else RuntimeError(f"process {rank} of {len(workers)} failed:\n{trace}")
+        # Those that were killed first: the others fail because of them.
+        for rank, worker in sorted(ended, key=lambda item: item[1].exitcode):
+            error = _end_of(f"process {rank} of {len(workers)}", worker.exitcode, errors, asked)
+            if worker.exitcode == ExitCode.STOPPED:
+                stopped = error
+            elif error is not None:
+                raise error
+    if stopped is not None:
+        raise stopped
+
+
+def _end_of(name: str, code: int, errors: Any, asked: list[int]) -> Exception | None:
+    """What the end of a process means; None where it ended well."""
+    if code == 0:
+        return None
+    if code < 0:
+        if -code in asked:
+            return Stopped("stopped before anything was done; run it again to go on")
+        return Lost(f"{name} was killed by {signal.Signals(-code).name}")
+    if errors.empty():
+        if code == ExitCode.HUNG:
+            return Hung(f"{name} found that no step was done for too long, and ended the run")
+        return Lost(f"{name} ended with code {code} and without a word")
+    error, trace = errors.get()
+    return error if error is not None else RuntimeError(f"{name} failed:\n{trace}")
 
 
 def _work(function: Callable, rank: int, processes: int, port: str, errors: Any, arguments: tuple) -> None:
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     os.environ.update(
         RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(processes), MASTER_ADDR="127.0.0.1", MASTER_PORT=port
     )
     try:
         function(*arguments)
-    except InputError as error:
+    except (InputError, RunEnded) as error:
         errors.put((error, ""))
-        sys.exit(1)
+        sys.exit(getattr(error, "code", 1))
     except BaseException:
         errors.put((None, traceback.format_exc()))
         sys.exit(1)
+
+
+def _end_with_parent() -> None:
+    """Ends this process with the one that started it, however that ended: it would hold GPUs and the run folder."""
+    connection.wait([multiprocessing.parent_process().sentinel])
+    os._exit(ExitCode.LOST)
 
 
 def free_port() -> str:

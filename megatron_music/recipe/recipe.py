@@ -100,6 +100,9 @@ class Watch(Strict):
     log_every_steps: int = Field(10, gt=0)
     validation: Validation | None = None
     invalid_tokens: InvalidTokens | None = None
+    hang_minutes: float = Field(
+        10, gt=0, description="without a step, after which a run is ended; three times that for the first, and saves"
+    )
 
 
 class Checkpoints(Strict):

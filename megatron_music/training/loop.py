@@ -54,25 +54,34 @@ class Trainer:
         self.recipe, self.vocabulary, self.engine, self.stream = recipe, vocabulary, engine, stream
         self.callbacks = callbacks
         self.spans, self.marks = phase_spans(recipe), marks_of(recipe, vocabulary, stream)
+        self.is_stopping = False
+        """Set by a callback: the run ends after this step."""
 
     @property
     def last_step(self) -> int:
         """Number of steps of the whole run."""
         return self.spans[-1].last_step
 
-    def run(self, first_step: int = 0) -> None:
-        """Does the steps from ``first_step`` to the end of the recipe."""
+    def run(self, first_step: int = 0, until: int | None = None) -> int:
+        """Does the steps from ``first_step`` to the end of the recipe, or ``until`` so many, or until a callback stops.
+
+        Returns the number of steps that are done in all.
+        """
+        last_step = self.last_step if until is None else until
         if first_step == 0:
             for callback in self.callbacks:
                 callback.at_start(self)
         engine = self.engine
         loader = Loader(self.stream, self.spans, self.marks, engine.data_rank, engine.data_processes, engine.device)
         try:
-            for index in range(first_step, self.last_step):
+            for index in range(first_step, last_step):
                 step = step_at(self.spans, index)
                 loss_table = engine.forward_backward(loader.batches(step), step=index)
                 report = StepReport(step, loss_table, engine.step(step.learning_rate))
                 for callback in self.callbacks:
                     callback.after_step(self, report)
+                if self.is_stopping:
+                    return index + 1
+            return max(first_step, last_step)
         finally:
             loader.close()

@@ -4,58 +4,92 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from megatron_music.errors import InputError
+from megatron_music.exits import Stopped
+from megatron_music.recipe.phases import phase_spans
 from megatron_music.recipe.recipe import Recipe
 from megatron_music.training.base import Base, base_below, holds_adapters
 from megatron_music.training.origin import Origin, origin_of_run, reads_again, start_of_run
+from megatron_music.training.restarts import run_again
 from megatron_music.training.run_folder import RunFolder, read_network, read_state, read_vocabulary
 from megatron_music.vocabulary.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
     from megatron_music.training.callbacks.metrics import MetricsLog
+    from megatron_music.training.callbacks.stop import StopWhenAsked
     from megatron_music.training.loop import Callback
+    from megatron_music.training.watchdog import Watchdog
 
 
 def train(
-    recipe: Recipe, processes: int | None = None, branch_from: Path | None = None, fresh_optimizer: bool = False
+    recipe: Recipe,
+    processes: int | None = None,
+    branch_from: Path | None = None,
+    fresh_optimizer: bool = False,
+    restarts: int = 0,
+    until: str | None = None,
 ) -> None:
     """Trains ``recipe`` to its end, going on from the last complete checkpoint of its run folder.
 
     Under torchrun or SLURM this process is one of theirs; otherwise ``processes`` are started on this machine (one for
-    each GPU, or as many as hold one model, where none are named).
+    each GPU, or as many as hold one model, where none are named). Where srun has started one task on each of several
+    nodes, ``processes`` are started on all of them, by torch elastic.
 
     Args:
         branch_from: checkpoint, of another run or imported, that a fresh run starts from: with its weights and, where
             it has one, its optimizer state; or that a fresh run with `lora` trains adapters on. The recipe counts its
             own steps and tokens, from 0.
         fresh_optimizer: start without that optimizer state.
+        restarts: how often in a row, without a new checkpoint between, a run on this machine is started again that
+            lost a process, hung or failed.
+        until: the phase with which it ends, in place of the last.
 
     Raises:
         InputError: before any process starts, where recipe, corpus, layout or run folder do not fit.
+        RunEnded: the run is not done: it was asked to stop, or ended too often.
     """
-    from megatron_music.engine.processes import launch, started_by_a_launcher, world_size
+    from megatron_music.engine.elastic import nodes, start
+    from megatron_music.engine.processes import started_by_a_launcher, world_size
 
-    if started_by_a_launcher():
+    if started_by_a_launcher() and (nodes() == 1 or processes is None):
         if processes is not None:
             raise InputError(
-                "--processes", "is given where torchrun or SLURM has started the processes", "leave it out"
+                "--processes",
+                "is given where torchrun or SLURM has started the processes",
+                "leave it out, or start one task a node",
             )
         check(recipe, world_size(), branch_from, fresh_optimizer)
-        run_process(recipe, branch_from, fresh_optimizer)
+        run_process(recipe, branch_from, fresh_optimizer, until)
         return
+    _last_step(recipe, until)
     processes = processes or _default_processes(recipe)
-    check(recipe, processes, branch_from, fresh_optimizer)
-    launch(run_process, processes, recipe, branch_from, fresh_optimizer)
+    check(recipe, processes * nodes(), branch_from, fresh_optimizer)
+    arguments = processes, recipe, branch_from, fresh_optimizer, until
+    if nodes() > 1:
+        start(run_process, *arguments, restarts=restarts)
+    else:
+        run_again(lambda: start(run_process, *arguments), RunFolder(recipe.run), restarts)
 
 
-def check(recipe: Recipe, processes: int, branch_from: Path | None = None, fresh_optimizer: bool = False) -> None:
-    """Raises a one-line InputError for whatever would stop the run later; starts nothing."""
+def check(
+    recipe: Recipe,
+    processes: int,
+    branch_from: Path | None = None,
+    fresh_optimizer: bool = False,
+    on_this_machine: bool = True,
+) -> None:
+    """Raises a one-line InputError for whatever would stop the run later; starts nothing.
+
+    Args:
+        on_this_machine: whether this is one that the run will be on, with its hardware.
+    """
     from megatron_music.corpus.blend import run_stream
     from megatron_music.corpus.indexed import IndexedSource, prefix_file
     from megatron_music.engine.hardware import check_hardware
     from megatron_music.training.marks import marks_of
 
     recipe.data_processes(processes)
-    check_hardware(recipe)
+    if on_this_machine:
+        check_hardware(recipe)
     vocabulary = Vocabulary.load(recipe.vocabulary)
     if vocabulary.padded_size % recipe.layout.tensor:
         what = f"{vocabulary.padded_size} is not a multiple of layout.tensor {recipe.layout.tensor}"
@@ -91,17 +125,49 @@ def check(recipe: Recipe, processes: int, branch_from: Path | None = None, fresh
     base_below(recipe, start)
 
 
-def run_process(recipe: Recipe, branch_from: Path | None, fresh_optimizer: bool = False) -> None:
-    """The whole run as one of the processes sees it."""
+def run_process(
+    recipe: Recipe, branch_from: Path | None, fresh_optimizer: bool = False, until: str | None = None
+) -> None:
+    """The whole run, or that to the end of the phase ``until``, as one of the processes sees it.
+
+    Raises:
+        Stopped: on all processes, after a step and its checkpoint, where any of them was asked to stop.
+    """
+    import torch
+
+    from megatron_music.engine import processes
+    from megatron_music.training.callbacks.stop import StopWhenAsked
+    from megatron_music.training.watchdog import Watchdog
+
+    processes.join(recipe.layout)
+    stacks, hang_seconds = RunFolder(recipe.run).stacks, 60 * recipe.watch.hang_minutes
+    with StopWhenAsked() as stop, Watchdog(stacks, hang_seconds) as watchdog:
+        last_step = _last_step(recipe, until)
+        steps_done = _train(recipe, branch_from, fresh_optimizer, stop, watchdog, last_step)
+        torch.distributed.barrier()
+    processes.leave()
+    if steps_done < last_step:
+        what = f"stopped after step {steps_done} of {last_step}, as asked, with a checkpoint"
+        raise Stopped(f"{recipe.run}: {what}; run it again to go on")
+
+
+def _train(
+    recipe: Recipe,
+    branch_from: Path | None,
+    fresh_optimizer: bool,
+    stop: "StopWhenAsked",
+    watchdog: "Watchdog",
+    last_step: int,
+) -> int:
+    """Trains in a process that has joined the others; returns how many steps are done."""
     import torch
 
     from megatron_music.corpus.blend import run_stream
-    from megatron_music.engine import processes
     from megatron_music.engine.engine import Engine
     from megatron_music.training.callbacks.metrics import MetricsLog
     from megatron_music.training.loop import Trainer
+    from megatron_music.training.watchdog import SLOW_TIMES, Beat
 
-    processes.join(recipe.layout)
     first = torch.distributed.get_rank() == 0
     folder = RunFolder(recipe.run)
     if first:
@@ -128,17 +194,28 @@ def run_process(recipe: Recipe, branch_from: Path | None, fresh_optimizer: bool 
     elif origin is not None and (base is None or holds_adapters(Path(origin.checkpoint))):
         engine.load(Path(origin.checkpoint), with_optimizer=origin.keeps_optimizer)
     log = MetricsLog(folder.metrics, folder.path / "tensorboard", first_step)
-    trainer = Trainer(recipe, vocabulary, engine, run_stream(recipe), _callbacks(recipe, folder, log, base, origin))
+    callbacks = _callbacks(recipe, folder, log, base, origin)
+    callbacks = [Beat(watchdog, "what follows it", SLOW_TIMES), stop, *callbacks, Beat(watchdog, "the next one")]
+    trainer = Trainer(recipe, vocabulary, engine, run_stream(recipe), callbacks)
     if first_step >= trainer.last_step:
         log.say(f"{recipe.run} has done all of its {trainer.last_step} steps; nothing is left to train")
     elif origin is not None and not first_step:
         log.say(_branch_in_words(recipe, origin))
     elif first_step:
         log.say(f"going on after step {first_step} of {trainer.last_step}, from {checkpoint}")
-    trainer.run(first_step)
+    watchdog.beat("in the first step", SLOW_TIMES)
+    steps_done = trainer.run(first_step, last_step)
+    watchdog.beat("at the end", SLOW_TIMES)
     log.close()
-    torch.distributed.barrier()
-    processes.leave()
+    return steps_done
+
+
+def _last_step(recipe: Recipe, until: str | None) -> int:
+    spans = phase_spans(recipe)
+    last = spans[-1] if until is None else next((span for span in spans if span.phase.name == until), None)
+    if last is None:
+        raise InputError("--until", f"the recipe has no phase {until!r}", "name one of its phases")
+    return last.last_step
 
 
 def _branch_in_words(recipe: Recipe, origin: Origin) -> str:

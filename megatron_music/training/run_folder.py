@@ -49,6 +49,11 @@ class RunFolder:
         """Everything measured, one JSON object a line."""
         return self.path / "metrics.jsonl"
 
+    @property
+    def stacks(self) -> Path:
+        """Where the watchdog writes the stacks of processes that hang."""
+        return self.path / "stacks"
+
     def checkpoint(self, step: int) -> Path:
         """Folder of the checkpoint after ``step`` steps."""
         return self.checkpoints / f"step_{step:06d}"

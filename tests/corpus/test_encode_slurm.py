@@ -14,11 +14,11 @@ from encode_cases import (
     make_songs,
     run_encode,
 )
-from slurm import wait_until
 
 from megatron_music.corpus.encode import encode_manifest
 from megatron_music.corpus.executors import Machines
 from megatron_music.errors import InputError
+from slurm import wait_until
 
 SLURM = ("--executor=slurm", "--tasks=3", "--wait")
 

@@ -1,4 +1,4 @@
-"""Checkpoints at intervals, at the end of every phase and at the end of the run."""
+"""Checkpoints at intervals, at the end of every phase, and where the run ends or is stopped."""
 
 import os
 from typing import TYPE_CHECKING
@@ -41,7 +41,7 @@ class CheckpointWriter:
         """Writes where the step is due; all processes take part."""
         step, span = report.step, report.step.span
         done = step.index + 1
-        if done % self.options.every_steps and done != span.last_step:
+        if done % self.options.every_steps and done != span.last_step and not trainer.is_stopping:
             return
         final = self.folder.checkpoint(done)
         unfinished = final.with_name(f".{final.name}")
