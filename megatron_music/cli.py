@@ -419,6 +419,7 @@ def generate(
     tokenizer: SingingTokenizer = None,
     known_tags: Annotated[Path | None, typer.Option(help="File of tags; others are hinted at.")] = None,
     device: Device = None,
+    backend: Annotated[str | None, typer.Option(help="transformers or vllm.", show_default="transformers")] = None,
     min_tokens: Annotated[int, typer.Option(min=0, help="Fewest new tokens a section.")] = 100,
     max_tokens: Annotated[int, typer.Option(min=1, help="Most new tokens a section.")] = 3000,
     temperature: Annotated[float, typer.Option(min=0.0, help="0 takes the likeliest id.")] = 1.0,
@@ -434,7 +435,7 @@ def generate(
     from megatron_music.generation.sampling import SamplingSettings
     from megatron_music.generation.song import Models
 
-    models = Models(stage1, stage2, codec, weights, vocoder, vocabulary, tokenizer, device)
+    models = Models(stage1, stage2, codec, weights, vocoder, vocabulary, tokenizer, device, backend=backend)
     span = (reference_start, reference_end)
     references = tuple(reference or ())
     asked = Prompt(lyrics, tags, repeat, references, span, past, after, segments, instrumental, tracks, seed)

@@ -48,7 +48,7 @@ def write_model(text_tokenizer_file, tiny_vocabulary):
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    def write(folder: Path, positions: int = 512, seed: int = 0, **vocabulary) -> Path:
+    def write(folder: Path, positions: int = 512, seed: int = 0, head_dim: int = 8, **vocabulary) -> Path:
         torch.manual_seed(seed)
         config = LlamaConfig(
             vocab_size=tiny_vocabulary["padded_size"],
@@ -57,6 +57,7 @@ def write_model(text_tokenizer_file, tiny_vocabulary):
             num_hidden_layers=2,
             num_attention_heads=4,
             num_key_value_heads=2,
+            head_dim=head_dim,
             max_position_embeddings=positions,
             initializer_range=0.3,
             bos_token_id=None,

@@ -153,7 +153,8 @@ class _Repeated:
             self.codec, self.weights, self.vocoder, self.device, self.dtype = (
                 record[name] for name in ("codec", "codec_weights", "vocoder", "device", "dtype")
             )
-            texts = (self.codec, self.weights or "", self.vocoder or "", self.device, self.dtype)
+            self.backend = record.get("backend", "transformers")
+            texts = (self.backend, self.codec, self.weights or "", self.vocoder or "", self.device, self.dtype)
             if not all(isinstance(text, str) for text in texts):
                 raise TypeError
             for model in self._models.values():
@@ -168,15 +169,16 @@ class _Repeated:
     def models(self, named: Models) -> Models:
         """The models that sang the song, or those that are named in their place; always its codec."""
         before = {name: model["folder"] for name, model in self._models.items()}
-        before |= {"weights": self.weights, "vocoder": self.vocoder, "dtype": self.dtype}
+        before |= {"weights": self.weights, "vocoder": self.vocoder, "dtype": self.dtype, "backend": self.backend}
         missing = {name: value for name, value in before.items() if getattr(named, name) is None}
         return replace(named, codec=self.codec, **missing)
 
     def check(self, studio: Studio, say: Callable[[str], None]) -> None:
-        """Raises InputError where other models would sing; hints at another device or type of numbers."""
+        """Raises InputError where other models would sing; hints at another device, type of numbers or backend."""
         for (name, model), folder in zip(self._models.items(), studio.folders, strict=True):
             if folder.fingerprint() != model["fingerprint"]:
                 found = f"is not the {name} model that sang {self.path}"
                 raise InputError(folder.path, found, f"name that model with --{name}")
-        if (studio.device, studio.dtype) != (self.device, self.dtype):
-            say(f"hint: the song was sung on {self.device} in {self.dtype}; here its tokens may differ")
+        if (studio.device, studio.dtype, studio.backend) != (self.device, self.dtype, self.backend):
+            sung = f"on {self.device} in {self.dtype} by {self.backend}"
+            say(f"hint: the song was sung {sung}; here its tokens may differ")

@@ -15,6 +15,7 @@ from megatron_music.audio.files import write_audio
 from megatron_music.audio.loudness import integrated_loudness, levelling_gain
 from megatron_music.errors import InputError
 from megatron_music.files import atomic_path
+from megatron_music.generation.backend import open_backend
 from megatron_music.generation.models import ModelFolder, check_pair
 from megatron_music.generation.plan import Plan, Stage1Song, plan_song
 from megatron_music.generation.reference import read_past, read_reference, silent_code
@@ -22,8 +23,6 @@ from megatron_music.generation.request import Reference, SongRequest, SungSegmen
 from megatron_music.generation.sampling import SamplingSettings
 
 if TYPE_CHECKING:
-    from transformers import LlamaForCausalLM
-
     from megatron_music.audio.codec import Codec
     from megatron_music.audio.vocoder import Vocoder
 
@@ -69,6 +68,7 @@ class Models:
         vocabulary, tokenizer: for model folders that carry none, see ``ModelFolder.open``.
         device: None takes a GPU where there is one.
         dtype: "float32", "bfloat16" or "auto" (as stored); None takes float32 on a CPU and "auto" on a GPU.
+        backend: what runs the networks, "transformers" or "vllm"; None takes transformers.
     """
 
     stage1: str | Path | None = None
@@ -80,6 +80,7 @@ class Models:
     tokenizer: str | Path | None = None
     device: str | None = None
     dtype: str | None = None
+    backend: str | None = None
 
     def folders(self) -> tuple[ModelFolder, ModelFolder]:
         """Both model folders, opened and checked against each other; raises InputError."""
@@ -109,6 +110,8 @@ class Studio:
         self.folders = models.folders()
         self.device = models.device or ("cuda" if torch.cuda.is_available() else "cpu")
         self.dtype = models.dtype or ("float32" if self.device == "cpu" else "auto")
+        self.backend = models.backend or "transformers"
+        self._backend = open_backend(self.backend, self.folders, self.device, self.dtype, keep_networks)
         self.tokenizer = self.folders[0].tokenizer()
         self.codec_range = self.folders[0].vocabulary.codec(models.codec)
         self.form = WindowForm.of(self.folders[1], self.codec_range)
@@ -120,7 +123,6 @@ class Studio:
 
             self.vocoders = load_vocoders(models.vocoder, self.device)
             check_vocoders(self.vocoders, self.codec, models.vocoder)
-        self._keep, self._networks = keep_networks, {}
 
     def reference(self, paths: Sequence[str | Path], start_s: float = 0.0, end_s: float = 30.0) -> Reference:
         """A reference from one file, or from vocals and accompaniment; see ``read_reference``."""
@@ -162,20 +164,16 @@ class Studio:
             InputError: these models can't sing a request; before any network is read.
             Stopped: ``watch.stop`` was set.
         """
-        from megatron_music.generation.stage1 import sing
-        from megatron_music.generation.stage2 import refine
-
         if windows_at_once is not None and windows_at_once < 1:
             raise InputError("windows_at_once", f"{windows_at_once} windows make no song", "ask for at least 1")
         settings = settings or SamplingSettings()
         plans = self.plan(requests)
-        positions = self.folders[0].positions
-        songs = sing(self._network(0), positions, plans, settings, watch)
+        songs = self._backend.sing(plans, settings, watch)
         coarse = [[song.codes_T(track) for track in range(song.plan.grammar.period)] for song in songs]
         # The silence of an instrumental song needs no further codebooks.
         firsts = [1 if request.instrumental else 0 for request in requests]
         wanted = [codes_T for tracks, first in zip(coarse, firsts, strict=True) for codes_T in tracks[first:]]
-        refined = iter(refine(self.folders[1], self._network(1), wanted, self.form, windows_at_once, watch))
+        refined = iter(self._backend.refine(wanted, self.form, windows_at_once, watch))
         recordings = []
         for request, song, tracks, first in zip(requests, songs, coarse, firsts, strict=True):
             codes = [codes_T[None] for codes_T in tracks[:first]] + [next(refined) for _ in tracks[first:]]
@@ -183,13 +181,6 @@ class Studio:
             record = self._record(request, song, settings, named)
             recordings.append(self._decoded(request, named, record, loudness_lufs))
         return recordings
-
-    def _network(self, stage: int) -> "LlamaForCausalLM":
-        if stage not in self._networks:
-            if not self._keep:
-                self._networks.clear()
-            self._networks[stage] = self.folders[stage].network(self.device, self.dtype)
-        return self._networks[stage]
 
     def _decoded(
         self, request: SongRequest, codes: dict[str, np.ndarray], record: dict[str, Any], loudness_lufs: float | None
@@ -247,6 +238,7 @@ class Studio:
             "vocoder": None if self.vocoder_folder is None else str(self.vocoder_folder),
             "device": self.device,
             "dtype": self.dtype,
+            "backend": self.backend,
             "settings": asdict(settings),
             "request": request.record(),
             **_token_record(request, song),

@@ -21,6 +21,7 @@ with the latest normaliser that is known, as guesses, and the normalisers of a f
 An id that the right normaliser would not have chosen is replaced, and what was sung behind it is taken back.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -64,9 +65,7 @@ def sing(
         InputError: a section's opening, with header and reference, leaves no room to sing (see ``check_room``).
         Stopped: ``watch.stop`` was set.
     """
-    for plan in plans:
-        check_room(plan, positions)
-    return _Choir(network, positions, plans, settings, watch or Watch()).sing()
+    return _DecoderChoir(network, positions, plans, settings, watch or Watch()).sing()
 
 
 def check_room(plan: Plan, positions: int) -> None:
@@ -104,7 +103,7 @@ def keep_window(
 
 
 @dataclass
-class _Guess:
+class Guess:
     """An id chosen with normalisers that may be those of an earlier token.
 
     Attributes:
@@ -125,11 +124,11 @@ class _Guess:
     drawn: float = 0.0
 
 
-class _Voice:
+class Voice:
     """One song on its way.
 
     Attributes:
-        row: of the decoder, the song itself; the next one is its unconditional twin, where there is guidance.
+        row: the song itself; the next one is its unconditional twin, where there is guidance.
         unread: ids that stand in the song and that the network has not read.
         past: ids of all sections before the current one.
         output: the network's output (rows, hidden) at the last id read, of the song and, with guidance, of its twin.
@@ -147,7 +146,7 @@ class _Voice:
         self.section = -1
         self.segment: SegmentTokens | None = None
         self.output = torch.empty(0)
-        self.guesses: list[_Guess] = []
+        self.guesses: list[Guess] = []
         self.normaliser: torch.Tensor | None = None
 
     @property
@@ -169,7 +168,7 @@ class _Voice:
             self.drawn.append(float(self.generator.random()))
         return self.drawn[position]
 
-    def add(self, guess: _Guess) -> None:
+    def add(self, guess: Guess) -> None:
         """Appends a guess, which stands in the song at once unless it ends the section."""
         self.guesses.append(guess)
         if guess.id != self.plan.grammar.end:
@@ -194,28 +193,24 @@ class _Voice:
         self.segment = None
 
 
-class _Choir:
-    def __init__(
-        self,
-        network: "LlamaForCausalLM",
-        positions: int,
-        plans: Sequence[Plan],
-        settings: SamplingSettings,
-        watch: Watch,
-    ):
-        self.settings, self.watch = settings, watch
+class Choir(ABC):
+    """Songs side by side, whatever runs the network: what they are shown, and what is made of its scores.
+
+    Args:
+        positions: tokens of the longest context that the network may be shown.
+    """
+
+    def __init__(self, positions: int, plans: Sequence[Plan], settings: SamplingSettings, watch: Watch):
+        for plan in plans:
+            check_room(plan, positions)
+        self.positions, self.settings, self.watch = positions, settings, watch
         # Guidance may be off in some sections: their twins then rest.
-        self.guided = settings.guidance_first != 1 or settings.guidance_rest != 1
-        rows = 2 if self.guided else 1
-        self.positions = min(positions, max(plan.most_tokens(settings.max_new_tokens) for plan in plans))
-        self.decoder = LlamaDecoder(network, rows * len(plans), self.positions)
-        vocabulary_rows = network.lm_head.weight.shape[0]
-        seen = torch.zeros(len(plans), vocabulary_rows, dtype=torch.bool)
-        # With many songs the product is worth its reading of the weights at every token.
-        self.most_guesses = max(1, ROWS_SETTLED // len(self.decoder.lengths))
-        self.voices = [_Voice(number, plan, rows * number, seen[number]) for number, plan in enumerate(plans)]
+        self.rows_each = 2 if settings.guidance_first != 1 or settings.guidance_rest != 1 else 1
+        seen = torch.zeros(len(plans), plans[0].grammar.vocabulary.padded_size, dtype=torch.bool)
+        self.voices = [Voice(number, plan, self.rows_each * number, seen[number]) for number, plan in enumerate(plans)]
 
     def sing(self) -> list[Stage1Song]:
+        """All songs to their ends; raises Stopped where ``watch.stop`` was set."""
         total = sum(len(voice.waiting) for voice in self.voices)
         with progress.watch(
             lambda: total - sum(len(voice.waiting) for voice in self.voices), "stage 1: sections", total
@@ -225,29 +220,32 @@ class _Choir:
                 for voice in active:
                     if voice.segment is None:
                         self._open(voice)
-                self._guess(active)
-                if any(self._due(voice) for voice in active):
-                    self._settle(active)
-                self._read([voice for voice in active if voice.segment is not None])
+                self._advance(active)
         return [Stage1Song(voice.plan, voice.sung) for voice in self.voices]
 
-    def _scale(self, voice: _Voice) -> float:
-        return self.settings.guidance_first if voice.section == 0 else self.settings.guidance_rest
+    @abstractmethod
+    def _advance(self, voices: Sequence[Voice]) -> None:
+        """One id more for each voice; some of them may stay guesses."""
 
-    def _rows(self, voice: _Voice) -> list[int]:
-        return [voice.row] if self._scale(voice) == 1 else [voice.row, voice.row + 1]
+    @abstractmethod
+    def _length(self, voice: Voice) -> int:
+        """Tokens in the voice's cache."""
 
-    def _open(self, voice: _Voice) -> None:
+    @abstractmethod
+    def _show(self, voice: Voice, ids: list[int], audio: Sequence[int], anew: bool) -> None:
+        """Lets the song read ``ids``, behind what it holds or ``anew``; its twin the codec's marker and ``audio``."""
+
+    def _open(self, voice: Voice) -> None:
         """Reads what has come since the last sampled id; the twin starts anew at the codec's marker."""
         voice.begin()
         ids = voice.unread + voice.segment.opening
-        if self.decoder.lengths[voice.row] + len(ids) > self.positions:
+        if self._length(voice) + len(ids) > self.positions:
             self._reread(voice)
             return
         voice.seen[ids] = True
-        self._set_output(voice, self.decoder.read([ids], [voice.row]), [])
+        self._show(voice, ids, [], anew=False)
 
-    def _reread(self, voice: _Voice) -> None:
+    def _reread(self, voice: Voice) -> None:
         """Applies the window rule to all that has been sung, the id just sampled included."""
         segment, plan = voice.segment, voice.plan
         context, kept = keep_window(
@@ -255,19 +253,74 @@ class _Choir:
         )
         voice.seen.zero_()
         voice.seen[context] = True
-        self.decoder.forget(voice.row)
-        output = self.decoder.read([context], [voice.row])
-        self._set_output(voice, output, segment.audio[len(segment.audio) - kept :])
+        self._show(voice, context, segment.audio[len(segment.audio) - kept :], anew=True)
 
-    def _set_output(self, voice: _Voice, output: torch.Tensor, audio: Sequence[int]) -> None:
-        voice.output = output
+    def _scale(self, voice: Voice) -> float:
+        return self.settings.guidance_first if voice.section == 0 else self.settings.guidance_rest
+
+    def _rows(self, voice: Voice) -> list[int]:
+        return [voice.row] if self._scale(voice) == 1 else [voice.row, voice.row + 1]
+
+    def _chosen(self, voice: Voice, guess: Guess, normaliser: torch.Tensor | None) -> int:
+        logs = guess.logits if normaliser is None else guess.logits - normaliser[:, None]
+        scores = guide(logs[0], logs[1] if len(logs) == 2 else None, self._scale(voice))
+        scores = penalise(scores, guess.seen, self.settings.repetition_penalty)
+        return choose(scores, guess.allowed, self.settings, guess.drawn)
+
+    def _limit(self, voice: Voice) -> int:
+        period = voice.plan.grammar.period
+        return self.settings.max_new_tokens // period * period
+
+    def _tell(self, voice: Voice) -> None:
+        """Tells of the ids that are right now, and ends the section if they do."""
+        segment, end = voice.segment, voice.plan.grammar.end
+        ended = voice.guesses[-1].id == end
+        first = len(segment.audio) - len(voice.guesses) + ended
+        voice.guesses.clear()
+        for count in range(first + 1, len(segment.audio) + 1):
+            self.watch.check()
+            self.watch.on_token(voice.number, voice.section, count)
+        if ended or len(segment.audio) == self._limit(voice):
+            # The last id sampled at the limit was never read; <EOA> is sampled and never read.
+            voice.end(len(segment.audio) - (not ended))
+            self.watch.on_segment(voice.number, voice.section, voice.plan.sections.stop)
+
+
+class _DecoderChoir(Choir):
+    def __init__(
+        self,
+        network: "LlamaForCausalLM",
+        positions: int,
+        plans: Sequence[Plan],
+        settings: SamplingSettings,
+        watch: Watch,
+    ):
+        super().__init__(positions, plans, settings, watch)
+        self.positions = min(positions, max(plan.most_tokens(settings.max_new_tokens) for plan in plans))
+        self.decoder = LlamaDecoder(network, self.rows_each * len(plans), self.positions)
+        # With many songs the product is worth its reading of the weights at every token.
+        self.most_guesses = max(1, ROWS_SETTLED // len(self.decoder.lengths))
+
+    def _advance(self, voices: Sequence[Voice]) -> None:
+        self._guess(voices)
+        if any(self._due(voice) for voice in voices):
+            self._settle(voices)
+        self._read([voice for voice in voices if voice.segment is not None])
+
+    def _length(self, voice: Voice) -> int:
+        return self.decoder.lengths[voice.row]
+
+    def _show(self, voice: Voice, ids: list[int], audio: Sequence[int], anew: bool) -> None:
+        if anew:
+            self.decoder.forget(voice.row)
+        voice.output = self.decoder.read([ids], [voice.row])
         if self._scale(voice) != 1:
             twin = voice.row + 1
             self.decoder.forget(twin)
             ids = [*voice.segment.opening[-1:], *audio]
-            voice.output = torch.cat([output, self.decoder.read([ids], [twin])])
+            voice.output = torch.cat([voice.output, self.decoder.read([ids], [twin])])
 
-    def _guess(self, voices: Sequence[_Voice]) -> None:
+    def _guess(self, voices: Sequence[Voice]) -> None:
         """One id more for each voice, or the end of its section, by the normaliser of an earlier token."""
         outputs = torch.cat([voice.output for voice in voices])
         scored: dict[range, torch.Tensor] = {}
@@ -277,34 +330,24 @@ class _Choir:
             row = rows.stop
             allowed = voice.plan.allowed(position, self.settings.min_new_tokens)
             if sum(map(len, allowed)) == 1:
-                voice.add(_Guess(allowed[0].start))
+                voice.add(Guess(allowed[0].start))
                 continue
             for ids in allowed:
                 if ids not in scored:
                     scored[ids] = self.decoder.score(outputs, ids).cpu()
             logits = torch.cat([scored[ids][rows] for ids in allowed], dim=1)
             seen = torch.cat([voice.seen[ids.start : ids.stop] for ids in allowed])
-            guess = _Guess(-1, False, allowed, voice.output, logits, seen, voice.drawn_at(position))
+            guess = Guess(-1, False, allowed, voice.output, logits, seen, voice.drawn_at(position))
             guess.id = self._chosen(voice, guess, voice.normaliser)
             voice.add(guess)
 
-    def _chosen(self, voice: _Voice, guess: _Guess, normaliser: torch.Tensor | None) -> int:
-        logs = guess.logits if normaliser is None else guess.logits - normaliser[:, None]
-        scores = guide(logs[0], logs[1] if len(logs) == 2 else None, self._scale(voice))
-        scores = penalise(scores, guess.seen, self.settings.repetition_penalty)
-        return choose(scores, guess.allowed, self.settings, guess.drawn)
-
-    def _limit(self, voice: _Voice) -> int:
-        period = voice.plan.grammar.period
-        return self.settings.max_new_tokens // period * period
-
-    def _due(self, voice: _Voice) -> bool:
+    def _due(self, voice: Voice) -> bool:
         """Whether the voice can't go on as long as its guesses may be wrong."""
         ends = voice.guesses[-1].id == voice.plan.grammar.end or len(voice.segment.audio) == self._limit(voice)
         full = self.decoder.lengths[voice.row] == self.positions
         return ends or full or voice.normaliser is None or len(voice.guesses) == self.most_guesses
 
-    def _settle(self, voices: Sequence[_Voice]) -> None:
+    def _settle(self, voices: Sequence[Voice]) -> None:
         """Makes ids of all guesses: computes their normalisers, and replaces the first wrong one of each voice."""
         outputs = [guess.output for voice in voices for guess in voice.guesses if guess.output is not None]
         found = iter(())
@@ -316,7 +359,7 @@ class _Choir:
             self._correct(voice, known)
             self._tell(voice)
 
-    def _correct(self, voice: _Voice, known: Sequence[torch.Tensor | None]) -> None:
+    def _correct(self, voice: Voice, known: Sequence[torch.Tensor | None]) -> None:
         """Goes back to the first id that its normaliser, one for each guess, would not have chosen."""
         for place, (guess, normaliser) in enumerate(zip(voice.guesses, known, strict=True)):
             if normaliser is None:
@@ -333,21 +376,7 @@ class _Choir:
                 voice.add(guess)
                 return
 
-    def _tell(self, voice: _Voice) -> None:
-        """Tells of the ids that are right now, and ends the section if they do."""
-        segment, end = voice.segment, voice.plan.grammar.end
-        ended = voice.guesses[-1].id == end
-        first = len(segment.audio) - len(voice.guesses) + ended
-        voice.guesses.clear()
-        for count in range(first + 1, len(segment.audio) + 1):
-            self.watch.check()
-            self.watch.on_token(voice.number, voice.section, count)
-        if ended or len(segment.audio) == self._limit(voice):
-            # The last id sampled at the limit was never read; <EOA> is sampled and never read.
-            voice.end(len(segment.audio) - (not ended))
-            self.watch.on_segment(voice.number, voice.section, voice.plan.sections.stop)
-
-    def _read(self, voices: Sequence[_Voice]) -> None:
+    def _read(self, voices: Sequence[Voice]) -> None:
         """The id just sampled, in all rows at once."""
         full = [voice for voice in voices if self.decoder.lengths[voice.row] == self.positions]
         for voice in full:

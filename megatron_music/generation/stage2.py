@@ -6,7 +6,7 @@ both tracks, tails included, are the rows of one batch whose caches live from fr
 codebook that is due are scored.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -23,7 +23,7 @@ from megatron_music.vocabulary.grammar import ResidualGrammar
 from megatron_music.vocabulary.vocabulary import CodecRange, Vocabulary
 
 if TYPE_CHECKING:
-    from transformers import LlamaForCausalLM
+    from transformers import LlamaConfig, LlamaForCausalLM
 
 CACHE_BYTES = 4 * 2**30
 """Memory of the caches, which decides how many windows stand side by side where the caller does not say."""
@@ -62,6 +62,17 @@ class WindowForm:
             raise InputError(folder.path, f"{folder.positions} positions hold no stage-2 frame", "choose another model")
         return cls(codec, codebooks, repeats, frames)
 
+    @property
+    def most_tokens(self) -> int:
+        """Tokens of a window that are read at most."""
+        return 2 + self.frames * (1 + self.codebooks)
+
+    def grammar(self, vocabulary: Vocabulary) -> ResidualGrammar:
+        """Of the ids behind ``<stage_2>``."""
+        return ResidualGrammar(
+            vocabulary, self.codec, self.codebooks, first_codebook=0 if self.repeats_codebook_0 else 1
+        )
+
 
 def refine(
     folder: ModelFolder,
@@ -83,17 +94,35 @@ def refine(
     Raises:
         Stopped: ``watch.stop`` was set.
     """
-    watch = watch or Watch()
+
+    def refine_batch(windows: list[np.ndarray], steps: Iterable[int]) -> list[np.ndarray]:
+        return _refine_batch(network, folder.vocabulary, form, windows, steps)
+
+    fitting = fitting_windows(network.config, network.lm_head.weight.element_size(), form)
+    return in_batches(tracks, form, windows_at_once or fitting, refine_batch, watch or Watch())
+
+
+def in_batches(
+    tracks: Sequence[np.ndarray],
+    form: WindowForm,
+    windows_at_once: int,
+    refine_batch: Callable[[list[np.ndarray], Iterable[int]], list[np.ndarray]],
+    watch: Watch,
+) -> list[np.ndarray]:
+    """Cuts tracks into windows, the longest first, and joins what ``refine_batch`` makes of them.
+
+    Args:
+        refine_batch: gets windows and the frames that it shall go through one by one; gives their codes.
+    """
     places = [(index, start) for index, codes in enumerate(tracks) for start in range(0, len(codes), form.frames)]
     # Windows of one length stand side by side, so that their prompts are read together.
     places.sort(key=lambda place: -len(tracks[place[0]][place[1] : place[1] + form.frames]))
     refined = [np.zeros((form.codebooks, len(codes)), dtype=np.int16) for codes in tracks]
-    batches = _evenly(places, windows_at_once or _fitting_windows(network, form))
+    batches = _evenly(places, windows_at_once)
     for number, batch in enumerate(batches, start=1):
         windows = [tracks[index][start : start + form.frames] for index, start in batch]
         steps = _watched(len(windows[0]), f"stage 2: batch {number} of {len(batches)}, frames", watch)
-        refined_windows = _refine_batch(network, folder.vocabulary, form, windows, steps)
-        for (index, start), codes_KT in zip(batch, refined_windows, strict=True):
+        for (index, start), codes_KT in zip(batch, refine_batch(windows, steps), strict=True):
             refined[index][:, start : start + codes_KT.shape[1]] = codes_KT
     return refined
 
@@ -105,9 +134,9 @@ def _watched(frames: int, description: str, watch: Watch) -> Iterator[int]:
         watch.on_frame(frame + 1, frames)
 
 
-def _fitting_windows(network: "LlamaForCausalLM", form: WindowForm) -> int:
-    config, weight = network.config, network.lm_head.weight
-    window_bytes = cache_bytes(config, 2 + form.frames * (1 + form.codebooks), weight.element_size())
+def fitting_windows(config: "LlamaConfig", element_bytes: int, form: WindowForm) -> int:
+    """Windows whose caches fit into ``CACHE_BYTES``; at least one, at most ``MOST_WINDOWS_AT_ONCE``."""
+    window_bytes = cache_bytes(config, form.most_tokens, element_bytes)
     return min(MOST_WINDOWS_AT_ONCE, max(1, CACHE_BYTES // window_bytes))
 
 
@@ -127,7 +156,7 @@ def _refine_batch(
 ) -> list[np.ndarray]:
     """Codes (codebooks, frames) of windows that are sorted by length, the longest first."""
     codec, rows, frames = form.codec, len(windows), len(windows[0])
-    grammar = ResidualGrammar(vocabulary, codec, form.codebooks, first_codebook=0 if form.repeats_codebook_0 else 1)
+    grammar = form.grammar(vocabulary)
     decoder = LlamaDecoder(network, rows, 2 + frames * (1 + grammar.period))
     coarse_RT = np.stack([np.resize(codec.ids(window[None])[0], frames) for window in windows])
     opening = [vocabulary.special("<SOA>"), vocabulary.special("<stage_1>")]
