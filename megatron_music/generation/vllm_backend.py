@@ -35,8 +35,9 @@ ENVIRONMENT = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
     "VLLM_USE_V2_MODEL_RUNNER": "0",
     "VLLM_NO_USAGE_STATS": "1",
-    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
 }
+# Threads are torch's own; errors alone are told.
+DEFAULT_ENVIRONMENT = {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "VLLM_LOGGING_LEVEL": "ERROR"}
 HOW_TO_INSTALL = "install it as docs/generation.md tells, or leave this option out"
 
 Answer = Callable[[list[int], torch.Tensor], Sequence[int]]
@@ -55,8 +56,7 @@ class VllmBackend:
     """
 
     def __init__(self, folders: Sequence[ModelFolder], device: str, dtype: str, keep: bool = False):
-        os.environ.update(ENVIRONMENT)
-        os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+        os.environ.update(DEFAULT_ENVIRONMENT | dict(os.environ) | ENVIRONMENT)
         try:
             from vllm.platforms import current_platform
         except ImportError as error:
@@ -139,6 +139,8 @@ class Engine:
             max_num_batched_tokens=positions + self._rows,
             block_size=BLOCK_TOKENS,
             kv_cache_memory_bytes=cache_bytes(config, BLOCK_TOKENS * self._blocks, dtype.itemsize),
+            # The caches' size is given; this share of the memory would only have to be free at the start.
+            gpu_memory_utilization=0.01,
             enable_prefix_caching=True,
             async_scheduling=False,
             # Compiling for a processor takes a compiler and minutes.
