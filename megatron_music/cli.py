@@ -344,7 +344,10 @@ def submit(
 @app.command(epilog="Example: megatron-music export runs/x/checkpoints/step_000100 runs/x/hf --dtype float32")
 def export(
     checkpoint: Annotated[Path, typer.Argument(help="Checkpoint folder, or a run for its latest one.")],
-    out: Annotated[Path, typer.Argument(help="Hugging Face folder to write.")],
+    out: Annotated[Path, typer.Argument(help="Folder to write.")],
+    form: Annotated[
+        str, typer.Option("--format", help="huggingface; or megatron: the weights alone, for `train --from`.")
+    ] = "huggingface",
     dtype: Annotated[str, typer.Option(help="bfloat16, or float32 for the optimizer's master weights.")] = "bfloat16",
     corpus: Annotated[Path | None, typer.Option(help="Corpus folder.", show_default="the recipe's")] = None,
     adapters: Annotated[
@@ -355,11 +358,11 @@ def export(
     ] = None,
     verify: Verify = False,
 ) -> None:
-    """Write a checkpoint as a Hugging Face Llama folder, or its adapters as one for peft."""
+    """Write a checkpoint as a Hugging Face Llama folder, its adapters as one for peft, or its weights alone."""
     from megatron_music.conversion.export import export_checkpoint
 
-    form = {"dtype": dtype, "corpus": corpus, "adapters": adapters, "base": base}
-    verified = export_checkpoint(checkpoint, out, **form, verify=verify)
+    options = {"dtype": dtype, "corpus": corpus, "adapters": adapters, "base": base, "form": form}
+    verified = export_checkpoint(checkpoint, out, **options, verify=verify)
     if verified:
         typer.echo(verified)
 
@@ -506,7 +509,8 @@ def main() -> None:
     except InputError as error:
         if "--debug" in sys.argv:
             raise
-        typer.echo(f"error: {error}", err=True)
+        if not error.told_by_another:
+            typer.echo(f"error: {error}", err=True)
         sys.exit(ExitCode.BAD_INPUT)
     except RunEnded as error:
         typer.echo(error, err=True)

@@ -12,6 +12,9 @@ class InputError(ValueError):
         mend: what the user can do.
     """
 
+    told_by_another = False
+    """Whether it is the error of another process, which tells it."""
+
     def __init__(self, where: object, what: str, mend: str = ""):
         self.where, self.what, self.mend = str(where), what, mend
         line = f"{where}: {what}" + (f"; {mend}" if mend else "")

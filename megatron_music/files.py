@@ -30,16 +30,17 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
         yield temporary
         for file in [temporary] if temporary.is_file() else sorted(temporary.rglob("*")):
             if file.is_file():
-                _sync(file)
+                sync(file)
         if path.is_dir():
             path.rename(workspace / "replaced")
         os.replace(temporary, path)
-        _sync(path.parent)
+        sync(path.parent)
     finally:
         shutil.rmtree(workspace, ignore_errors=True)
 
 
-def _sync(path: Path) -> None:
+def sync(path: str | os.PathLike) -> None:
+    """Brings a file, or the names in a folder, to disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

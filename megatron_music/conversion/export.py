@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from megatron_music.conversion.card import model_card
 from megatron_music.corpus.blend import read_stocks, token_shares
+from megatron_music.engine.integrity import require_whole
 from megatron_music.errors import InputError
 from megatron_music.files import atomic_path, read_json, write_json
 from megatron_music.progress import track
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
 DTYPES = {"bfloat16": 2, "float32": 4}
 ADAPTERS = "merged", "peft"
+FORMS = "huggingface", "megatron"
 SHARD_BYTES = 2**30
 CARRIED = ("vocabulary.yaml", "tokenizer.model")
 
@@ -60,6 +62,7 @@ class Trained:
         if complete:
             checkpoint = complete[-1][0]
         state = read_state(checkpoint)
+        require_whole(checkpoint)
         imported = (checkpoint / NETWORK).is_file()
         recipe = None if imported else Recipe.load(checkpoint / "recipe.yaml")
         corpus = Path(corpus or (recipe.corpus if recipe else checkpoint))
@@ -103,8 +106,9 @@ def export_checkpoint(
     adapters: str = "merged",
     base: Path | None = None,
     verify: bool = False,
+    form: str = "huggingface",
 ) -> "Verified | None":
-    """Writes ``checkpoint`` as a Llama folder; ``out`` appears whole.
+    """Writes ``checkpoint`` as a Llama folder, or in another form; ``out`` appears whole.
 
     The weights are read layer by layer and written shard by shard, so that memory holds about one shard.
 
@@ -116,6 +120,8 @@ def export_checkpoint(
         adapters: of a checkpoint of adapters: "merged" adds them to the network below, "peft" writes them alone.
         base: where the network below adapters lies now, if no longer where they were trained.
         verify: compare what was written with the checkpoint, see ``conversion.verify``.
+        form: "huggingface", or "megatron" for the weights alone in the checkpoint's own format and type, to which of
+            the other options only ``corpus`` belongs: see ``conversion.export_megatron``.
 
     Returns:
         What was found with ``verify``.
@@ -124,9 +130,15 @@ def export_checkpoint(
         InputError: the folder is no checkpoint, recipe and weights do not fit each other, or the network below adapters
             is gone or was changed.
     """
-    for field, value, known in (("dtype", dtype, DTYPES), ("adapters", adapters, ADAPTERS)):
+    for field, value, known in (("format", form, FORMS), ("dtype", dtype, DTYPES), ("adapters", adapters, ADAPTERS)):
         if value not in known:
             raise InputError(field, f"{value} can't be exported", f"choose from {', '.join(known)}")
+    if form == "megatron":
+        from megatron_music.conversion.export_megatron import export_megatron
+
+        if verify:
+            raise InputError("--verify", "compares with a Hugging Face folder", "leave it out, or export one")
+        return export_megatron(checkpoint, out, corpus)
     refuse_foreign_folder(out, "adapter_config.json" if adapters == "peft" else "config.json")
     trained = Trained.open(checkpoint, corpus)
     has_adapters = holds_adapters(trained.checkpoint)

@@ -55,7 +55,7 @@ def import_megatron(
     folder = _latest(Path(folder))
     content = Recipe.load(recipe)
     words = Words.open(folder, vocabulary or content.vocabulary, tokenizer)
-    rows = list(_rows(CheckpointReader(folder), content.network, words.vocabulary))
+    rows = list(network_rows(CheckpointReader(folder), content.network, words.vocabulary))
     write_imported(out, content.network, words, folder, rows)
     return content.network
 
@@ -70,7 +70,7 @@ def _latest(folder: Path) -> Path:
     return folder / name
 
 
-def _rows(reader: "CheckpointReader", network: Network, vocabulary: Vocabulary) -> Iterator["Row"]:
+def network_rows(reader: "CheckpointReader", network: Network, vocabulary: Vocabulary) -> Iterator["Row"]:
     """What the new checkpoint consists of, checked against the old one before anything is read."""
     from megatron_music.conversion.checkpoint import Row
     from megatron_music.conversion.llama import llama_weights

@@ -7,8 +7,9 @@ the text tokenizer and what else the source has of an export.
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from megatron_music.engine.integrity import names_of_files, synced_marks, write_list
 from megatron_music.files import atomic_path, write_json
 from megatron_music.recipe.recipe import Network
 from megatron_music.training.run_folder import NETWORK, CheckpointState, write_state
@@ -41,8 +42,21 @@ class Words:
         return cls(found, vocabulary_path, tokenizer_path)
 
 
-def write_imported(out: str | Path, network: Network, words: Words, source: Path, rows: list["Row"]) -> None:
-    """Writes the checkpoint of a network that came from the folder ``source``; ``out`` appears whole."""
+def write_imported(
+    out: str | Path,
+    network: Network,
+    words: Words,
+    source: Path,
+    rows: list["Row"],
+    codec_in: Path | None = None,
+    documents: dict[str, Any] | None = None,
+) -> None:
+    """Writes the checkpoint of a network that came from the folder ``source``; ``out`` appears whole.
+
+    Args:
+        codec_in: the folder whose ``codec`` goes with it, if it is another.
+        documents: what the network has read, where ``source`` has no file that tells.
+    """
     from megatron_music.conversion.checkpoint import write_checkpoint
 
     with atomic_path(out) as checkpoint:
@@ -53,10 +67,14 @@ def write_imported(out: str | Path, network: Network, words: Words, source: Path
         for name in CARRIED:
             if (source / name).is_file():
                 shutil.copyfile(source / name, checkpoint / name)
-        if (source / "codec").is_dir():
-            shutil.copytree(source / "codec", checkpoint / "codec")
+        if documents is not None:
+            write_json(checkpoint / "documents.json", documents)
+        codec = (codec_in or source) / "codec"
+        if codec.is_dir():
+            shutil.copytree(codec, checkpoint / "codec")
         write_json(checkpoint / NETWORK, {"network": network.model_dump(), "imported_from": str(source.resolve())})
         write_state(checkpoint, CheckpointState(0, 0, "import", True))
+        write_list(checkpoint, synced_marks(checkpoint, names_of_files(checkpoint)))
 
 
 def with_padding(tensor: "torch.Tensor", shape: tuple[int, ...]) -> "torch.Tensor":

@@ -202,11 +202,13 @@ class IndexedSource:
         return stream.fileno()
 
     def _pread(self, descriptor: int, offset: int, size: int, suffix: str) -> bytes:
-        content = os.pread(descriptor, size, offset)
+        content, where = b"", prefix_file(self.prefix, suffix)
         while len(content) < size:
-            more = os.pread(descriptor, size - len(content), offset + len(content))
+            try:
+                more = os.pread(descriptor, size - len(content), offset + len(content))
+            except OSError as error:
+                raise InputError(where, f"can't be read ({error.strerror})", "look after that disk") from None
             if not more:
-                where = prefix_file(self.prefix, suffix)
                 raise InputError(where, f"ends before byte {offset + size}", "it shrank while it was read: restore it")
             content += more
         return content

@@ -5,23 +5,37 @@ A checkpoint holds what is trained: of a network with adapters these alone, with
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing.mapping import ShardedObject, ShardedStateDict
+from megatron.core.dist_checkpointing.state_dict_utils import save_preprocess
 from megatron.core.optimizer.optimizer import MegatronOptimizer
 from torch.distributed.checkpoint import FileSystemReader
 
 from megatron_music.engine.lora import is_adapter
+from megatron_music.engine.pieces import Piece, network_pieces, optimizer_pieces
 
 # Optimizer state in the shape of the parameters, so that any layout can read it.
 _METADATA = {"distrib_optim_sharding_type": "fully_reshardable"}
 
 
-def save(folder: Path, chunks: list[torch.nn.Module], optimizer: MegatronOptimizer) -> None:
-    """Writes trained weights and optimizer state into the existing, empty ``folder``; every process takes part."""
-    state = _state(chunks, _is_trained, optimizer, is_loading=False)
-    dist_checkpointing.save(state, str(folder), content_metadata=_METADATA)
+def pieces_of(
+    chunks: list[torch.nn.Module], optimizer: MegatronOptimizer, check: bool
+) -> tuple[list[Piece], dict[str, Any]]:
+    """What this process writes of trained weights and optimizer state, and the common state beside it.
+
+    The pieces are views of the live state. With ``check``, in which all processes take part, megatron-core compares
+    what the processes hold.
+    """
+    state = _state(chunks, _is_trained, None, is_loading=False)
+    [part] = optimizer.chained_optimizers
+    # Before the pieces: it makes what the optimizer has not used yet.
+    common = part.state_dict() | {"param_state_sharding_type": _METADATA["distrib_optim_sharding_type"]}
+    of_optimizer = optimizer_pieces(part, state)
+    sharded, common = save_preprocess(state | {"optimizer": common, "content_metadata": dict(_METADATA)}, check)
+    return network_pieces(sharded) + of_optimizer, common
 
 
 def load(folder: Path, chunks: list[torch.nn.Module], optimizer: MegatronOptimizer | None) -> None:

@@ -76,7 +76,8 @@ def _work(function: Callable, arguments: tuple) -> str | None:
         # No failure, after which all would be started again.
         return str(stopped)
     except InputError as error:
-        print(f"error: {error}", flush=True)
+        if not error.told_by_another:
+            print(f"error: {error}", flush=True)
         raise SystemExit(ExitCode.BAD_INPUT) from None
     except RunEnded as error:
         raise SystemExit(error.code) from None

@@ -1,7 +1,7 @@
 """One process' share of a model in training: a forward and backward pass, an optimizer step, checkpoints."""
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +16,9 @@ from megatron_music.engine.layers import packed_documents
 from megatron_music.engine.lora import seed_dropout
 from megatron_music.engine.network import build_chunks, distribute, transformer_config
 from megatron_music.engine.optimizer import build_optimizer, clip_and_update, set_constants
+from megatron_music.engine.saving import Saver, Saving
 from megatron_music.engine.sizes import Sizes
+from megatron_music.errors import InputError
 from megatron_music.recipe.recipe import Recipe
 
 KINDS = 16
@@ -78,6 +80,8 @@ class Engine:
         self._schedule = get_forward_backward_func()
         self._context_group = parallel_state.get_context_parallel_group()
         self._sizes = Sizes(self.config, self.chunks)
+        self._saver = Saver()
+        self._weights_are_behind = False
 
     def _prepare_training(self, recipe: Recipe) -> None:
         self.chunks = distribute(recipe, self.config, self.chunks)
@@ -145,6 +149,9 @@ class Engine:
             if self._lora is not None and self._lora.dropout:
                 seed_dropout(self._seed, step)
             self._sizes.prepare_training(sequences, context_tokens, len(batches))
+            self._weights_are_behind = False
+        else:
+            self._catch_up()
         prepared = contextlib.nullcontext() if train else self._sizes.evaluating(sequences, context_tokens)
         with torch.set_grad_enabled(train), prepared:
             self._schedule(
@@ -182,6 +189,7 @@ class Engine:
         """
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
+        self._weights_are_behind = True
         return clip_and_update(self.optimizer, self._options.clip_norm)
 
     def logits(self, ids_BT: np.ndarray, documents: tuple[tuple[int, ...], ...] | None = None) -> torch.Tensor:
@@ -199,6 +207,7 @@ class Engine:
             logits = chunk(self._own(ids), None, None, packed_seq_params=packed_documents(documents))
             return logits, lambda logits, non_loss_data: collected.append(logits)
 
+        self._catch_up()
         for chunk in self.chunks:
             chunk.eval()
         with torch.no_grad(), self._sizes.evaluating(*ids_BT.shape):
@@ -226,12 +235,36 @@ class Engine:
             torch.distributed.broadcast(logits, last, group=parallel_state.get_pipeline_model_parallel_group())
         return logits
 
-    def save(self, folder: Path) -> None:
-        """Writes what is trained, and the optimizer, as a distributed checkpoint into the empty ``folder``.
+    def start_save(
+        self,
+        folder: Path,
+        complete: Callable[[Path], None] | None = None,
+        afterwards: Callable[[], None] | None = None,
+    ) -> Saving:
+        """Copies what is trained, and the optimizer, and writes it as the distributed checkpoint ``folder`` beside.
 
-        All processes call it.
+        All processes call it; see ``Saver.start``.
         """
-        checkpoint.save(folder, self.chunks, self.optimizer)
+        self._catch_up()
+        pieces, common = checkpoint.pieces_of(self.chunks, self.optimizer, check=not self._saver.has_agreed)
+        return self._saver.start(folder, pieces, common, complete, afterwards)
+
+    def save(self, folder: Path) -> None:
+        """The same, and waits until it is written; raises InputError where that fails."""
+        fault = self.start_save(folder).wait()
+        if fault is not None:
+            raise InputError(folder, f"can't be written: {fault}", "make room or mend it and run again")
+
+    def finish_saves(self) -> None:
+        """Waits until this process writes and removes nothing any longer."""
+        self._saver.finish()
+
+    def _catch_up(self) -> None:
+        """Gathers the weights that other processes have updated, where that is left to the next training step."""
+        if self._weights_are_behind and self.chunks[0].ddp_config.overlap_param_gather:
+            for chunk in self.chunks:
+                chunk.start_param_sync(force_sync=True)
+        self._weights_are_behind = False
 
     def load_base(self, folder: Path) -> None:
         """Reads a checkpoint of a whole network below this one's adapters; all processes call it."""

@@ -12,7 +12,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from multiprocessing import connection
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.multiprocessing as multiprocessing
@@ -21,6 +21,7 @@ from megatron_music.errors import InputError
 from megatron_music.exits import ExitCode, Hung, Lost, RunEnded, Stopped
 from megatron_music.recipe.layout import Layout
 
+T = TypeVar("T")
 _PORTS = 20_000, 32_000
 """Below those that Linux gives to connections (net.ipv4.ip_local_port_range)."""
 
@@ -96,6 +97,21 @@ def leave() -> None:
 
     parallel_state.destroy_model_parallel()
     torch.distributed.destroy_process_group()
+
+
+def from_first(function: Callable[[], T]) -> T:
+    """What ``function`` gives on the first process, on all of them; all call it, and all raise an InputError of it."""
+    outcome: list[Any] = [None, None]
+    if torch.distributed.get_rank() == 0:
+        try:
+            outcome[0] = function()
+        except InputError as error:
+            outcome[1] = error
+    torch.distributed.broadcast_object_list(outcome)
+    if outcome[1] is not None:
+        outcome[1].told_by_another = torch.distributed.get_rank() > 0
+        raise outcome[1]
+    return outcome[0]
 
 
 def launch(function: Callable[..., Any], processes: int, *arguments: Any) -> None:

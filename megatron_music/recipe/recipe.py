@@ -106,10 +106,13 @@ class Watch(Strict):
 
 
 class Checkpoints(Strict):
-    """When to write checkpoints (besides at the end of every phase) and how many to keep."""
+    """When to write checkpoints (besides at the end of every phase), how, and how many to keep."""
 
     every_steps: int = Field(1000, gt=0)
-    keep: int = Field(2, gt=0, description="latest checkpoints kept; those at the end of a phase always are")
+    asynchronous: bool = Field(True, description="write beside training, which waits for a copy in host memory alone")
+    keep: int = Field(2, gt=0, description="latest checkpoints kept; milestones and those that end a phase always are")
+    milestones_every_steps: int | None = Field(None, gt=0, description="one more, kept for ever, every so many steps")
+    milestones_every_tokens: int | None = Field(None, gt=0, description="the same by tokens of the run")
 
 
 class Recipe(Strict):

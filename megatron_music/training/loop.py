@@ -39,6 +39,9 @@ class Callback(Protocol):
     def after_step(self, trainer: "Trainer", report: StepReport) -> None:
         """Called after every step."""
 
+    def at_end(self, trainer: "Trainer", failed: bool) -> None:
+        """Called once, after the last step or, with ``failed``, where an error ends the run on this process."""
+
 
 class Trainer:
     """A recipe, its engine on this process and its data, with the callbacks around them."""
@@ -73,6 +76,7 @@ class Trainer:
                 callback.at_start(self)
         engine = self.engine
         loader = Loader(self.stream, self.spans, self.marks, engine.data_rank, engine.data_processes, engine.device)
+        done, failed = first_step, True
         try:
             for index in range(first_step, last_step):
                 step = step_at(self.spans, index)
@@ -80,8 +84,12 @@ class Trainer:
                 report = StepReport(step, loss_table, engine.step(step.learning_rate))
                 for callback in self.callbacks:
                     callback.after_step(self, report)
+                done = index + 1
                 if self.is_stopping:
-                    return index + 1
-            return max(first_step, last_step)
+                    break
+            failed = False
+            return done
         finally:
             loader.close()
+            for callback in self.callbacks:
+                callback.at_end(self, failed)

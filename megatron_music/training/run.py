@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from megatron_music.engine.integrity import damaged, size_fault
 from megatron_music.errors import InputError
 from megatron_music.exits import Stopped
 from megatron_music.recipe.phases import phase_spans
@@ -10,7 +11,14 @@ from megatron_music.recipe.recipe import Recipe
 from megatron_music.training.base import Base, base_below, holds_adapters
 from megatron_music.training.origin import Origin, origin_of_run, reads_again, start_of_run
 from megatron_music.training.restarts import run_again
-from megatron_music.training.run_folder import RunFolder, read_network, read_state, read_vocabulary
+from megatron_music.training.run_folder import (
+    CheckpointState,
+    RunFolder,
+    read_network,
+    read_state,
+    read_vocabulary,
+)
+from megatron_music.training.run_lock import RunLock, refuse_if_held
 from megatron_music.vocabulary.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
@@ -62,6 +70,7 @@ def train(
         return
     _last_step(recipe, until)
     processes = processes or _default_processes(recipe)
+    refuse_if_held(recipe.run)
     check(recipe, processes * nodes(), branch_from, fresh_optimizer)
     arguments = processes, recipe, branch_from, fresh_optimizer, until
     if nodes() > 1:
@@ -122,6 +131,9 @@ def check(
         if read is not None and read.padded_size != vocabulary.padded_size:
             what = f"has embeddings of {read.padded_size} ids, the recipe's vocabulary has {vocabulary.padded_size}"
             raise InputError(start, what, "make `padded_size` equal: ids can be added within it")
+        fault = size_fault(start)
+        if fault is not None:
+            raise damaged(start, fault)
     base_below(recipe, start)
 
 
@@ -140,11 +152,15 @@ def run_process(
     from megatron_music.training.watchdog import Watchdog
 
     processes.join(recipe.layout)
-    stacks, hang_seconds = RunFolder(recipe.run).stacks, 60 * recipe.watch.hang_minutes
-    with StopWhenAsked() as stop, Watchdog(stacks, hang_seconds) as watchdog:
-        last_step = _last_step(recipe, until)
-        steps_done = _train(recipe, branch_from, fresh_optimizer, stop, watchdog, last_step)
-        torch.distributed.barrier()
+    lock, last_step = RunLock(recipe.run), _last_step(recipe, until)
+    processes.from_first(lock.take)
+    try:
+        stacks, hang_seconds = RunFolder(recipe.run).stacks, 60 * recipe.watch.hang_minutes
+        with StopWhenAsked() as stop, Watchdog(stacks, hang_seconds) as watchdog:
+            steps_done = _train(recipe, branch_from, fresh_optimizer, stop, watchdog, last_step)
+            torch.distributed.barrier()
+    finally:
+        lock.give_back()
     processes.leave()
     if steps_done < last_step:
         what = f"stopped after step {steps_done} of {last_step}, as asked, with a checkpoint"
@@ -160,38 +176,31 @@ def _train(
     last_step: int,
 ) -> int:
     """Trains in a process that has joined the others; returns how many steps are done."""
-    import torch
 
     from megatron_music.corpus.blend import run_stream
     from megatron_music.engine.engine import Engine
+    from megatron_music.engine.processes import from_first
     from megatron_music.training.callbacks.metrics import MetricsLog
     from megatron_music.training.loop import Trainer
+    from megatron_music.training.newest import check_whole, newest_whole
     from megatron_music.training.watchdog import SLOW_TIMES, Beat
 
-    first = torch.distributed.get_rank() == 0
     folder = RunFolder(recipe.run)
-    if first:
-        folder.path.mkdir(parents=True, exist_ok=True)
-        origin = origin_of_run(recipe, branch_from, fresh_optimizer)
-        base = base_below(recipe, start_of_run(recipe, branch_from, origin))
-        found = [folder.open(recipe), base, origin]
-        if origin is not None:
-            # Before anything is learned: a run that is killed now starts from there again.
-            origin.write(folder.path)
-    else:
-        found = [None, None, None]
-    torch.distributed.broadcast_object_list(found, src=0)
-    newest, base, origin = found
+    from_first(lambda: folder.open(recipe))
+    newest = newest_whole(folder)
+    base, origin = from_first(lambda: _beginning(recipe, folder, branch_from, fresh_optimizer, newest))
     vocabulary = Vocabulary.load(recipe.vocabulary)
     engine = Engine(recipe, vocabulary.padded_size)
     first_step = 0
     if base is not None:
+        check_whole(base.checkpoint)
         engine.load_base(base.checkpoint)
     if newest is not None:
         checkpoint, state = newest
         engine.load(checkpoint)
         first_step = state.step
     elif origin is not None and (base is None or holds_adapters(Path(origin.checkpoint))):
+        check_whole(Path(origin.checkpoint))
         engine.load(Path(origin.checkpoint), with_optimizer=origin.keeps_optimizer)
     log = MetricsLog(folder.metrics, folder.path / "tensorboard", first_step)
     callbacks = _callbacks(recipe, folder, log, base, origin)
@@ -216,6 +225,23 @@ def _last_step(recipe: Recipe, until: str | None) -> int:
     if last is None:
         raise InputError("--until", f"the recipe has no phase {until!r}", "name one of its phases")
     return last.last_step
+
+
+def _beginning(
+    recipe: Recipe,
+    folder: RunFolder,
+    branch_from: Path | None,
+    fresh_optimizer: bool,
+    newest: tuple[Path, CheckpointState] | None,
+) -> tuple[Base | None, Origin | None]:
+    """What lies below and before the run; the folder then holds nothing of steps that are done again."""
+    origin = origin_of_run(recipe, branch_from, fresh_optimizer)
+    base = base_below(recipe, start_of_run(recipe, branch_from, origin))
+    folder.forget_metrics_after(newest[1].step if newest else -1)
+    if origin is not None:
+        # Before anything is learned: a run that is killed now starts from there again.
+        origin.write(folder.path)
+    return base, origin
 
 
 def _branch_in_words(recipe: Recipe, origin: Origin) -> str:

@@ -1,12 +1,14 @@
 """A run's folder: ``recipe.yaml``, ``corpus.json``, ``checkpoints/step_N/``, ``metrics.jsonl``, ``tensorboard/``."""
 
 import json
+import re
 import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from megatron_music.corpus.blend import read_stocks
+from megatron_music.engine.integrity import BEFORE, size_fault
 from megatron_music.errors import InputError
 from megatron_music.files import read_json, write_json, write_text
 from megatron_music.recipe.recipe import Network, Recipe
@@ -31,6 +33,10 @@ class CheckpointState:
     tokens: int
     phase: str
     ends_phase: bool
+    is_milestone: bool = False
+
+
+_STEP, _DAMAGED = re.compile(r"step_(\d+)"), "damaged_"
 
 
 @dataclass(frozen=True)
@@ -74,13 +80,30 @@ class RunFolder:
     def _sources(self) -> Path:
         return self.path / "corpus.json"
 
-    def complete_checkpoints(self) -> list[tuple[Path, CheckpointState]]:
-        """Complete checkpoints, oldest first; half-written ones have another name."""
-        found = [(folder, read_state(folder)) for folder in self.checkpoints.glob("step_*") if folder.is_dir()]
-        return sorted(found, key=lambda item: item[1].step)
+    def step_folders(self) -> list[Path]:
+        """Folders of checkpoints, oldest first, whatever is in them; half-written ones have another name."""
+        found = (folder for folder in self.checkpoints.glob("step_*") if _STEP.fullmatch(folder.name))
+        return sorted(found, key=lambda folder: int(folder.name.removeprefix("step_")))
 
-    def open(self, recipe: Recipe) -> tuple[Path, CheckpointState] | None:
-        """Prepares the folder for ``recipe`` and returns the checkpoint to go on from, if there is one.
+    def complete_checkpoints(self) -> list[tuple[Path, CheckpointState]]:
+        """Checkpoints whose files have the sizes that they were written with, oldest first."""
+        return [(folder, read_state(folder)) for folder in self.step_folders() if size_fault(folder) is None]
+
+    def set_aside(self, checkpoint: Path) -> Path:
+        """Gives a damaged checkpoint another name, so that the run can write it again; returns that."""
+        aside = checkpoint.with_name(_DAMAGED + checkpoint.name)
+        number = 1
+        while aside.exists():
+            number += 1
+            aside = checkpoint.with_name(f"{_DAMAGED}{checkpoint.name}.{number}")
+        return checkpoint.rename(aside)
+
+    def damaged_checkpoints(self) -> list[Path]:
+        """Those that were set aside."""
+        return sorted(self.checkpoints.glob(f"{_DAMAGED}step_*"))
+
+    def open(self, recipe: Recipe) -> None:
+        """Prepares the folder for ``recipe`` and clears what a killed run left half-written.
 
         Raises InputError where the folder holds another run.
         """
@@ -95,22 +118,23 @@ class RunFolder:
         recipe.save(saved)
         write_json(self._sources, _stocks(recipe))
         if self.checkpoints.is_dir():
+            for before in self.checkpoints.glob(f".step_*{BEFORE}"):
+                final = before.with_name(before.name.removeprefix(".").removesuffix(BEFORE))
+                if not final.exists():
+                    before.rename(final)
             for leftover in self.checkpoints.glob(".step_*"):
                 shutil.rmtree(leftover)
-        newest = self.complete_checkpoints()[-1:]
-        self._forget_metrics_after(newest[0][1].step if newest else -1)
-        return newest[0] if newest else None
 
     def remove_old(self, keep: int) -> None:
-        """Removes all checkpoints but the latest ``keep`` and those at the end of a phase."""
+        """Removes all complete checkpoints but the latest ``keep``, milestones and those at the end of a phase."""
         for folder, state in self.complete_checkpoints()[:-keep]:
-            if not state.ends_phase:
+            if not state.ends_phase and not state.is_milestone:
                 # A folder that is going must not look complete while it goes.
                 doomed = folder.rename(folder.with_name(f".{folder.name}"))
                 shutil.rmtree(doomed)
 
-    def _forget_metrics_after(self, step: int) -> None:
-        """Drops what was measured after the checkpoint, since those steps are done again."""
+    def forget_metrics_after(self, step: int) -> None:
+        """Drops what was measured after ``step``, the checkpoint's or -1, since those steps are done again."""
         if not self.metrics.exists():
             return
         lines = self.metrics.read_text(encoding="utf-8").splitlines()

@@ -145,6 +145,10 @@ class Beat:
         """The first step, and what comes before it, takes longer."""
         self.watchdog.beat("before the first step", SLOW_TIMES)
 
+    def at_end(self, trainer: "Trainer", failed: bool) -> None:
+        """What is being written is waited for."""
+        self.watchdog.beat("at the end", SLOW_TIMES)
+
     def after_step(self, trainer: "Trainer", report: StepReport) -> None:
         """This process goes on."""
         self.watchdog.beat(f"after step {report.step.index + 1}: {self.what}", self.times)

@@ -115,10 +115,13 @@ def spoil_shape(folder):
     [
         (lambda folder: shutil.rmtree(folder / STEP), "is not a checkpoint|no such checkpoint"),
         (lambda folder: (folder / STEP / "state.json").unlink(), "no state.json"),
-        (lambda folder: (folder / STEP / ".metadata").unlink(), "no .metadata"),
+        (lambda folder: (folder / STEP / ".metadata").unlink(), "is damaged: .metadata is missing; choose another"),
         (lambda folder: (folder / "corpus" / "tokenizer.model").unlink(), "has no tokenizer.model; .*--corpus"),
         (spoil_shape, "linear_fc1.weight has shape"),
-        (lambda folder: [file.write_bytes(b"") for file in (folder / STEP).glob("*.distcp")], "can't be read"),
+        (
+            lambda folder: [file.write_bytes(b"") for file in (folder / STEP).glob("*.distcp")],
+            "is damaged: __0_0.distcp has 0 bytes where",
+        ),
     ],
 )
 def test_what_is_no_whole_checkpoint_is_named_in_one_line(own_run, tmp_path, spoil, message):

@@ -135,14 +135,6 @@ def start(layout: dict, checkpoint: Path | None, precision: str = "fp32") -> Eng
     return engine
 
 
-def save(engine: Engine, folder: Path) -> None:
-    """Writes a checkpoint into the new ``folder``."""
-    if torch.distributed.get_rank() == 0:
-        folder.mkdir()
-    torch.distributed.barrier()
-    engine.save(folder)
-
-
 def logits_of(engine: Engine) -> np.ndarray:
     """Logits of two fixed sequences."""
     return engine.logits(np.random.default_rng(99).integers(0, VOCABULARY, (2, CONTEXT))).cpu().numpy()
@@ -154,7 +146,7 @@ def one_process(folder: Path) -> None:
     processes.join(recipe({}).layout)
     engine = start({}, None)
     train(engine, 100, 103)
-    save(engine, folder / "start")
+    engine.save(folder / "start")
     run_on({}, "one", folder)
     bf16 = start({}, folder / "start", "bf16")
     write(folder, "one_bf16", train(bf16, 0, STEPS))
@@ -208,7 +200,7 @@ def run_on(layout: dict, name: str, folder: Path) -> None:
     if torch.distributed.get_rank() == 0:
         np.save(folder / f"{name}.npy", logits)
     first = train(engine, 0, HALF)
-    save(engine, folder / name)
+    engine.save(folder / name)
     second = train(engine, HALF, STEPS)
     write(folder, name, {key: first[key] + second[key] for key in first})
     write(folder, f"{name}_again", train(start(layout, folder / name), HALF, RESUMED))

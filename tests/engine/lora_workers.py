@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from engine_workers import VOCABULARY, batches, logits_of, recipe, save, start, train, write
+from engine_workers import VOCABULARY, batches, logits_of, recipe, start, train, write
 
 from megatron_music.engine import processes
 from megatron_music.engine.engine import Batch, Engine
@@ -40,7 +40,7 @@ def one_process(folder: Path) -> None:
     processes.join(recipe({}).layout)
     base = start({}, None)
     train(base, 100, 103)
-    save(base, folder / "base")
+    base.save(folder / "base")
     np.save(folder / "base.npy", logits_of(base))
     run_on({}, "one", folder)
     what = adapted({}, ALL)
@@ -86,7 +86,7 @@ def run_on(layout: dict, name: str, folder: Path) -> None:
 def train_and_resume(engine: Engine, what: Recipe, name: str, folder: Path) -> dict:
     """All steps, saved half way, and ``again`` the second half from what was saved."""
     first = train_steps(engine, 0, HALF)
-    save(engine, folder / name)
+    engine.save(folder / name)
     second = train_steps(engine, HALF, STEPS)
     again = train_steps(start_adapters(folder, what, folder / name), HALF, STEPS)
     return {key: first[key] + second[key] for key in first} | {"again": again}

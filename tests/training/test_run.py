@@ -145,9 +145,11 @@ def test_another_vocabulary_than_the_corpus_is_refused(make_recipe, repository):
 def test_a_run_folder_refuses_another_recipe_and_forgets_what_is_done_again(make_recipe):
     recipe = make_recipe()
     folder = RunFolder(recipe.run)
-    assert folder.open(recipe) is None
+    folder.open(recipe)
     folder.metrics.write_text('{"step": 3, "loss": 1}\n{"step": 4, "lo')
-    assert folder.open(recipe) is None
+    folder.forget_metrics_after(3)
+    assert folder.metrics.read_text() == '{"step": 3, "loss": 1}\n'
+    folder.forget_metrics_after(-1)
     assert folder.metrics.read_text() == ""
     with pytest.raises(InputError, match="was started with another `seed`"):
         folder.open(make_recipe(seed=2))

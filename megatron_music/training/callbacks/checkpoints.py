@@ -1,10 +1,19 @@
-"""Checkpoints at intervals, at the end of every phase, and where the run ends or is stopped."""
+"""Checkpoints at intervals and milestones, at the end of every phase and where the run ends or is stopped.
 
-import os
+A checkpoint that can't be written, on a full disk for instance, does not end the run: its steps are worth more than the
+place where they could be done again from. The run says so, keeps the checkpoints that it has, and tries again at the
+next interval; at its end, where nothing comes after, it ends with the error.
+"""
+
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
+from megatron_music.engine.saving import Saving, fault_of
+from megatron_music.errors import InputError
+from megatron_music.progress import console
+from megatron_music.recipe.phases import Step
 from megatron_music.recipe.recipe import Checkpoints
 from megatron_music.training.base import Base
 from megatron_music.training.callbacks.metrics import MetricsLog, StepMetrics
@@ -17,7 +26,7 @@ if TYPE_CHECKING:
 
 
 class CheckpointWriter:
-    """Writes a checkpoint under another name and renames it once every process has finished.
+    """Writes checkpoints that are due, beside training or while it waits, and removes old ones.
 
     One of adapters names the ``base`` that they are trained on, one of a branch its ``origin``.
     """
@@ -33,32 +42,76 @@ class CheckpointWriter:
     ):
         self.log, self.metrics, self.folder, self.options = log, metrics, folder, options
         self.base, self.origin = base, origin
+        self._pending: tuple[CheckpointState, Saving] | None = None
+        self._fault: str | None = None
+        self._owes_milestone, self._last_step = False, 0
 
     def at_start(self, trainer: "Trainer") -> None:
         """There is nothing to keep yet."""
 
     def after_step(self, trainer: "Trainer", report: StepReport) -> None:
-        """Writes where the step is due; all processes take part."""
+        """Starts to write where the step is due; all processes take part."""
+        if torch.distributed.get_rank() == 0 and self._pending is not None and self._pending[1].is_done:
+            self._finish()  # to tell of it at once
         step, span = report.step, report.step.span
         done = step.index + 1
-        if done % self.options.every_steps and done != span.last_step and not trainer.is_stopping:
+        is_milestone, ends_phase = self._passes_milestone(step), done == span.last_step
+        self._owes_milestone |= is_milestone
+        is_due = done % self.options.every_steps == 0 or ends_phase or is_milestone or trainer.is_stopping
+        if not is_due:
             return
-        final = self.folder.checkpoint(done)
-        unfinished = final.with_name(f".{final.name}")
-        first = torch.distributed.get_rank() == 0
-        if first:
-            unfinished.mkdir(parents=True)
-        torch.distributed.barrier()
-        trainer.engine.save(unfinished)
-        if first:
-            trainer.recipe.save(unfinished / "recipe.yaml")
-            if self.base is not None:
-                self.base.write(unfinished)
-            if self.origin is not None:
-                self.origin.write(unfinished)
-            write_state(unfinished, CheckpointState(done, step.tokens_after, span.phase.name, done == span.last_step))
-            os.replace(unfinished, final)
-            self.folder.remove_old(self.options.keep)
-        torch.distributed.barrier()
-        self.log.say(f"step {done}/{trainer.last_step}  wrote {final}")
+        self._finish()
+        self._start(
+            trainer, CheckpointState(done, step.tokens_after, span.phase.name, ends_phase, self._owes_milestone)
+        )
+        if not self.options.asynchronous:
+            self._finish()
         self.metrics.restart_clock()
+
+    def at_end(self, trainer: "Trainer", failed: bool) -> None:
+        """Waits for what is being written and removed; raises InputError where what the run ends with is not there."""
+        self._finish()
+        trainer.engine.finish_saves()
+        if self._fault is not None and not failed:
+            raise InputError(self.folder.checkpoints, f"the last one can't be written: {self._fault}",
+                             "make room or mend it and run again")  # fmt: skip
+
+    def _passes_milestone(self, step: Step) -> bool:
+        done = step.index + 1
+        every_steps, every_tokens = self.options.milestones_every_steps, self.options.milestones_every_tokens
+        by_steps = every_steps is not None and done % every_steps == 0
+        before = step.tokens_after - step.tokens
+        return by_steps or every_tokens is not None and before // every_tokens < step.tokens_after // every_tokens
+
+    def _start(self, trainer: "Trainer", state: CheckpointState) -> None:
+        def complete(folder: Path) -> None:
+            trainer.recipe.save(folder / "recipe.yaml")
+            if self.base is not None:
+                self.base.write(folder)
+            if self.origin is not None:
+                self.origin.write(folder)
+            write_state(folder, state)
+
+        self._last_step, self._owes_milestone = trainer.last_step, False
+        self._pending = state, trainer.engine.start_save(self.folder.checkpoint(state.step), complete, self._remove_old)
+
+    def _finish(self) -> None:
+        """Waits for what is being written, and tells how it went: the same on all processes."""
+        if self._pending is None:
+            return
+        (state, saving), self._pending = self._pending, None
+        self._fault = fault = saving.wait()
+        if fault is None:
+            self.log.say(f"step {state.step}/{self._last_step}  wrote {self.folder.checkpoint(state.step)}")
+            return
+        self._owes_milestone |= state.is_milestone
+        self.log.write(state.step, {"checkpoint_failed": fault})
+        self.log.say(f"WARNING: the checkpoint after step {state.step} can't be written: {fault}; the run goes on, and "
+                     "what it learns is lost if it is killed before the next one is written")  # fmt: skip
+
+    def _remove_old(self) -> None:
+        """On the first process, in the thread that has written the newest."""
+        try:
+            self.folder.remove_old(self.options.keep)
+        except OSError as error:
+            console.print(f"WARNING: an old checkpoint can't be removed: {fault_of(error)}", soft_wrap=True)

@@ -27,6 +27,9 @@ class InvalidTokenShare:
     def at_start(self, trainer: "Trainer") -> None:
         """An untrained network's share says nothing."""
 
+    def at_end(self, trainer: "Trainer", failed: bool) -> None:
+        """Nothing is left to do."""
+
     def after_step(self, trainer: "Trainer", report: StepReport) -> None:
         """Samples where the step is due."""
         done = report.step.index + 1

@@ -60,7 +60,7 @@ class MetricsLog:
     def say(self, text: str) -> None:
         """A line for whoever watches."""
         if self._file is not None:
-            console.print(text)
+            console.print(text, soft_wrap=True)
 
     def close(self) -> None:
         """Ends both files."""
@@ -78,6 +78,9 @@ class StepMetrics:
 
     def at_start(self, trainer: "Trainer") -> None:
         """Nothing has happened yet."""
+
+    def at_end(self, trainer: "Trainer", failed: bool) -> None:
+        """Nothing is left to do."""
 
     def after_step(self, trainer: "Trainer", report: StepReport) -> None:
         """Writes the step's metrics where its number is due, and at the end of a phase."""

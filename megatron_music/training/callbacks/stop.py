@@ -52,6 +52,9 @@ class StopWhenAsked:
     def at_start(self, trainer: "Trainer") -> None:
         """Signals are flags from here on."""
 
+    def at_end(self, trainer: "Trainer", failed: bool) -> None:
+        """Signals are flags until the context ends."""
+
     def after_step(self, trainer: "Trainer", report: StepReport) -> None:
         """Reads what the processes knew a step ago, and tells what this one knows."""
         if self._sum is not None:
