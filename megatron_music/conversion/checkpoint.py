@@ -5,8 +5,13 @@ any part can be put together again whatever the layout of the run. The layers' t
 tensor.
 """
 
-from collections.abc import Callable, Sequence
+import bisect
+import contextlib
+import math
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
 from pathlib import Path
 
 import torch
@@ -38,6 +43,8 @@ from megatron_music.files import write_json
 
 MASTER_PREFIX = "optimizer.state.param."
 """Before the name of a weight, that of the optimizer's FP32 master copy."""
+_WRITERS = 2
+"""Files written side by side: a copy into the system's cache takes a core."""
 
 
 class CheckpointReader:
@@ -121,7 +128,8 @@ class Row:
         name: megatron-core's name, which the layers share.
         layer, layers: which row of how many; None for a tensor outside the layers.
         shape: of the row.
-        load: gives it, of ``dtype``; called once, when its turn has come.
+        load: gives it, of ``dtype``; called once, when its turn has come, by one of several threads, which writes it
+            before it calls for another.
     """
 
     name: str
@@ -146,17 +154,38 @@ class Row:
 def write_checkpoint(folder: Path, rows: Sequence[Row]) -> None:
     """Writes rows as a distributed checkpoint that megatron-core loads on any layout, into the existing ``folder``.
 
-    They are loaded one at a time; memory holds one row, and the last one of every name.
+    Memory holds one row of each writer, and the last one of every name.
     """
-    planner = _OneByOne(rows)
-    writer = FileSystemWriter(folder)
+    planner, writer = _OneByOne(rows), FileSystemWriter(folder)
     writer.set_up_storage_writer(is_coordinator=True)
-    plans, metadata = create_default_global_save_plan([SavePlan([row.write_item() for row in rows])])
-    [plan] = writer.prepare_global_plan([writer.prepare_local_plan(plans[0])])
-    writer.finish(metadata, [writer.write_data(plan, planner).wait()])
+    shares = [SavePlan([row.write_item() for row in share]) for share in _shares(rows)]
+    plans, metadata = create_default_global_save_plan(shares)
+    plans = writer.prepare_global_plan([writer.prepare_local_plan(plan) for plan in plans])
+    with _no_checksums(), ThreadPoolExecutor(_WRITERS) as pool:
+        results = list(pool.map(lambda plan: writer.write_data(plan, planner).wait(), plans))
+    writer.finish(metadata, results)
     torch.save({}, folder / "common.pt")
     versions = {"sharded_backend": "torch_dist", "sharded_backend_version": 1}
     write_json(folder / "metadata.json", versions | {"common_backend": "torch", "common_backend_version": 1})
+
+
+def _shares(rows: Sequence[Row]) -> list[Sequence[Row]]:
+    """The rows in runs of about the same bytes, a file each."""
+    ends = list(accumulate(math.prod(row.shape) * row.dtype.itemsize for row in rows))
+    cuts = [bisect.bisect_left(ends, ends[-1] * share / _WRITERS) for share in range(1, _WRITERS)]
+    shares = [rows[first:last] for first, last in pairwise([0, *cuts, len(rows)])]
+    return [share for share in shares if share]
+
+
+@contextlib.contextmanager
+def _no_checksums() -> Iterator[None]:
+    """Within it, torch does not sum what it writes, which takes as long as writing it; no reader looks at the sums."""
+    before = torch.serialization.get_crc32_options()
+    torch.serialization.set_crc32_options(False)
+    try:
+        yield
+    finally:
+        torch.serialization.set_crc32_options(before)
 
 
 class _OneByOne(DefaultSavePlanner):

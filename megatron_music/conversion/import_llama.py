@@ -3,6 +3,7 @@
 The published YuE models come in this way. Weights are read and written one at a time, in the type that they have.
 """
 
+import threading
 from collections.abc import Iterator
 from itertools import groupby
 from pathlib import Path
@@ -93,14 +94,16 @@ def _rows(network: Network, vocabulary: Vocabulary, tensors: "WeightFiles") -> I
     from megatron_music.conversion.checkpoint import Row
     from megatron_music.conversion.llama import llama_weights
 
-    weights = list(llama_weights(network, vocabulary.padded_size))
+    weights, scratch = list(llama_weights(network, vocabulary.padded_size)), _Scratch()
     for (source, layer), members in groupby(weights, key=lambda weight: (weight.source, weight.layer)):
         parts = list(members)
         types = {_checked(part, tensors, vocabulary) for part in parts}
         if len(types) > 1:
             raise InputError(tensors.folder, f"{parts[0].name} and its kin are of several types", "convert them")
         shape = (sum(part.shape[0] for part in parts), *parts[0].shape[1:])
-        yield Row(source, layer, network.layers, shape, types.pop(), _Joined(parts, shape, tensors))
+        [dtype] = types
+        load = _Joined(parts, shape, dtype, tensors, scratch)
+        yield Row(source, layer, network.layers, shape, dtype, load)
 
 
 def _checked(weight: "Weight", tensors: "WeightFiles", vocabulary: Vocabulary) -> "torch.dtype":
@@ -116,19 +119,38 @@ def _checked(weight: "Weight", tensors: "WeightFiles", vocabulary: Vocabulary) -
 class _Joined:
     """Puts the weights that share a row of the checkpoint into their places in it."""
 
-    def __init__(self, parts: list["Weight"], shape: tuple[int, ...], tensors: "WeightFiles"):
-        self._parts, self._shape, self._tensors = parts, shape, tensors
+    def __init__(
+        self,
+        parts: list["Weight"],
+        shape: tuple[int, ...],
+        dtype: "torch.dtype",
+        tensors: "WeightFiles",
+        scratch: "_Scratch",
+    ):
+        self._parts, self._shape, self._dtype, self._tensors = parts, shape, dtype, tensors
+        self._scratch = scratch
 
     def __call__(self) -> "torch.Tensor":
         """The row."""
-        import torch
-
         if len(self._parts) == 1:
             return with_padding(self._tensors.read(self._parts[0].name), self._shape)
-        row = None
+        row = self._scratch.tensor(self._shape, self._dtype)
         for part in self._parts:
-            tensor = self._tensors.read(part.name)
-            row = torch.empty(self._shape, dtype=tensor.dtype) if row is None else row
             place = part.view(row)
-            place.copy_(tensor.reshape(place.shape))
+            place.copy_(self._tensors.read(part.name).reshape(place.shape))
         return row
+
+
+class _Scratch(threading.local):
+    """Memory for the rows of one writer, by their shape: fresh pages for each would take longer than the copy."""
+
+    def __init__(self) -> None:
+        self._tensors: dict[tuple, torch.Tensor] = {}
+
+    def tensor(self, shape: tuple[int, ...], dtype: "torch.dtype") -> "torch.Tensor":
+        """A tensor with what was last written to it, good until the next call for such a one."""
+        import torch
+
+        if (shape, dtype) not in self._tensors:
+            self._tensors[shape, dtype] = torch.empty(shape, dtype=dtype)
+        return self._tensors[shape, dtype]
