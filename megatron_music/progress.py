@@ -10,7 +10,7 @@ from rich.progress import Progress
 from rich.progress import track as rich_track
 
 T = TypeVar("T")
-console = Console(stderr=True, highlight=False)
+console = Console(stderr=True, highlight=False, soft_wrap=True)  # a log's lines are not cut
 
 
 def track(items: Iterable[T], description: str, total: int | None = None) -> Iterable[T]:

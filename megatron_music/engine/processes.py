@@ -10,7 +10,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from multiprocessing import connection
 from typing import Any, TypeVar
 
@@ -128,7 +128,7 @@ def launch(function: Callable[..., Any], processes: int, *arguments: Any) -> Non
         RuntimeError: with the traceback of the first process that raised anything else.
     """
     context = multiprocessing.get_context("spawn")
-    port, errors = free_port(), context.SimpleQueue()
+    port, errors = free_port(), _queue(context)
     workers = [
         context.Process(target=_work, args=(function, rank, processes, port, errors, arguments))
         for rank in range(processes)
@@ -147,9 +147,28 @@ def launch(function: Callable[..., Any], processes: int, *arguments: Any) -> Non
             _wait(workers, errors, asked)
         finally:
             for worker in workers:
-                if worker.is_alive():
-                    worker.kill()
-                worker.join()
+                _sweep(worker)
+
+
+def _queue(context: Any) -> Any:
+    """A queue whose helper, the tracker of semaphores, lives through SIGUSR1: SLURM signals every process of a step."""
+    if threading.current_thread() is not threading.main_thread():
+        return context.SimpleQueue()
+    # What is ignored stays so in the processes that are started now.
+    before = signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    try:
+        return context.SimpleQueue()
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+
+
+def _sweep(worker: Any) -> None:
+    """Ends a process and those that it has started, which would outlive one that was killed."""
+    if worker.is_alive():
+        worker.kill()
+    worker.join()
+    with suppress(ProcessLookupError):
+        os.killpg(worker.pid, signal.SIGKILL)
 
 
 @contextmanager
@@ -211,6 +230,7 @@ def _end_of(name: str, code: int, errors: Any, asked: list[int]) -> Exception | 
 
 
 def _work(function: Callable, rank: int, processes: int, port: str, errors: Any, arguments: tuple) -> None:
+    os.setpgid(0, 0)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     os.environ.update(
         RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(processes), MASTER_ADDR="127.0.0.1", MASTER_PORT=port
@@ -228,7 +248,7 @@ def _work(function: Callable, rank: int, processes: int, port: str, errors: Any,
 def _end_with_parent() -> None:
     """Ends this process with the one that started it, however that ended: it would hold GPUs and the run folder."""
     connection.wait([multiprocessing.parent_process().sentinel])
-    os._exit(ExitCode.LOST)
+    os.killpg(0, signal.SIGKILL)
 
 
 def free_port() -> str:

@@ -1,4 +1,4 @@
-"""A run that is killed, hangs and is told to stop goes on by itself, and learns what an undisturbed one learns.
+"""A run that is told to stop, killed and made to hang goes on by itself, and learns what an undisturbed one learns.
 
 ``make soak`` sets ``SOAK``: that many kills.
 """
@@ -6,6 +6,7 @@
 import json
 import os
 import random
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -18,15 +19,15 @@ from megatron_music.training.run import run_process
 
 KILLER = Path(__file__).parents[1] / "moments"
 KILLS = int(os.environ.get("SOAK", "3"))
-EVERY_STEPS, LOG = 2, {"log_every_steps": 1, "hang_minutes": 0.4}
+EVERY_STEPS, WATCH = 2, {"log_every_steps": 1, "hang_minutes": 0.4}
 
 
 @pytest.fixture(scope="module")
 def recipe(make_module_recipe):
     """Enough steps for the kills to come before the end: at most four lie between two of them."""
     phases = make_module_recipe().model_dump(mode="json")["phases"]
-    phases[1]["tokens"] = 128 * max(4, 4 * KILLS)
-    return make_module_recipe(phases=phases, watch=LOG, checkpoints={"every_steps": EVERY_STEPS, "keep": 2})
+    phases[1]["tokens"] = 128 * 4 * KILLS
+    return make_module_recipe(phases=phases, watch=WATCH, checkpoints={"every_steps": EVERY_STEPS, "keep": 2})
 
 
 @pytest.fixture(scope="module")
@@ -57,43 +58,37 @@ def train(recipe, moments: list[dict], folder: Path, *options: str) -> subproces
 
 
 def seeded_kills(count: int) -> list[dict]:
-    """The first during a step when there is a checkpoint, then one in a save and one in a load, then any."""
+    """One during a step, one in a save and one in a load, then any."""
     draw = random.Random(5)
     places = ["step", "save", "load"] + [draw.choice(["step", "save", "load"]) for _ in range(count - 3)]
     most = {"step": 4, "save": 3, "load": 2}
-    moments = [{"place": place, "rank": draw.randrange(2), "count": draw.randint(1, most[place]), "deed": "kill"}
-               for place in places]  # fmt: skip
-    moments[0]["count"] = EVERY_STEPS + 1
-    return moments
+    return [{"place": place, "rank": draw.randrange(2), "count": draw.randint(1, most[place]), "deed": "kill"}
+            for place in places]  # fmt: skip
 
 
-def test_killed_at_seeded_moments_and_hanging_it_goes_on_by_itself(recipe, losses, tmp_path):
-    kills = seeded_kills(KILLS)
-    hang = {"place": "step", "rank": 1, "count": 2, "deed": "hang"}
-    done = train(recipe, [*kills, hang], tmp_path, f"--restarts={KILLS}")
-    assert done.returncode == ExitCode.DONE, done.stderr
-    for rank in (0, 1):
-        assert sum(f"process {rank} of 2 was killed by SIGKILL" in line for line in done.stderr.splitlines()) == sum(
-            moment["rank"] == rank for moment in kills
-        )
-    assert done.stderr.count("starting again from step") == len(kills) + 1
-
-    line = next(line for line in done.stderr.splitlines() if line.startswith("hang: "))
-    assert "rank 1: after step" in line and "_do (sitecustomize.py:" in line and "in step_reached" not in line
-    stacks = {path.name: path.read_text() for path in (recipe.run / "stacks").iterdir()}
-    assert set(stacks) == {"rank_0.txt", "rank_1.txt"}
-    assert "in _do" in stacks["rank_1.txt"] and "in _do" not in stacks["rank_0.txt"]
-    assert all("in run_process" in text for text in stacks.values())
-    assert losses_of(recipe.run) == losses
-
-
-def test_told_to_stop_it_writes_a_checkpoint_and_goes_on_when_run_again(recipe, losses, tmp_path):
-    recipe = recipe.model_copy(update={"run": tmp_path / "run"})
+def test_stopped_killed_at_seeded_moments_and_hanging_it_learns_what_an_undisturbed_run_learns(
+    recipe, losses, tmp_path
+):
     ask = {"place": "step", "rank": 1, "count": 2, "deed": "ask"}
     done = train(recipe, [ask], tmp_path)
-    assert done.returncode == ExitCode.STOPPED
-    *_, last = done.stderr.splitlines()
+    assert done.returncode == ExitCode.STOPPED, done.stderr
     # Asked in the second step, all know it after the third, where no checkpoint was due.
-    assert last.startswith(f"{recipe.run}: stopped after step 3 of {len(losses)}, as asked, with a checkpoint; run it")
-    assert train(recipe, [], tmp_path).returncode == ExitCode.DONE
+    told = f"{recipe.run}: stopped after step 3 of {len(losses)}, as asked, with a checkpoint; run it again to go on"
+    assert done.stderr.splitlines()[-1] == told
+
+    kills = seeded_kills(KILLS)
+    hang = {"place": "step", "rank": 1, "count": 2, "deed": "hang"}
+    done = train(recipe, [ask, *kills, hang], tmp_path, f"--restarts={KILLS + 1}")
+    assert done.returncode == ExitCode.DONE, done.stderr
+    for rank in (0, 1):
+        struck = sum(moment["rank"] == rank for moment in kills)
+        assert done.stderr.count(f"process {rank} of 2 was killed by SIGKILL\n") == struck
+    assert done.stderr.count("\nstarting again from step ") == len(kills) + 1
+
+    line = next(line for line in done.stderr.splitlines() if line.startswith("hang: "))
+    assert re.search(r"rank 1: after step \d+: the next one, wait \(threading.py:\d+\) in run \(loop.py:\d+\)", line)
+    stacks = {path.name: path.read_text() for path in (recipe.run / "stacks").iterdir()}
+    assert set(stacks) == {"rank_0.txt", "rank_1.txt"}
+    assert "in _do\n" in stacks["rank_1.txt"] and "in _do\n" not in stacks["rank_0.txt"]
+    assert all("in run_process\n" in text for text in stacks.values())
     assert losses_of(recipe.run) == losses

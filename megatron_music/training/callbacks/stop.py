@@ -2,6 +2,7 @@
 
 import os
 import signal
+import threading
 import time
 from typing import TYPE_CHECKING, Self
 
@@ -31,14 +32,26 @@ class StopWhenAsked:
         self._group = torch.distributed.new_group(backend="gloo")
         self._sum: tuple[torch.Tensor, torch.distributed.Work] | None = None
         self._handlers: dict[signal.Signals, object] = {}
+        self._left = threading.Event()
 
     def __enter__(self) -> Self:
         self._handlers = {number: signal.signal(number, self._ask) for number in STOP_SIGNALS}
+        # SLURM signals every process of a step, also those that help to write checkpoints: they are started with USR1
+        # blocked, as it is in the thread that starts them. Another thread here lets it in.
+        self._left.clear()
+        threading.Thread(target=self._let_in, name="signals", daemon=True).start()
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
         return self
+
+    def _let_in(self) -> None:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGUSR1})
+        self._left.wait()
 
     def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
         if error is None and self._sum is not None:
             self._sum[1].wait()
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGUSR1})
+        self._left.set()
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
 
