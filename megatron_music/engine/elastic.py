@@ -55,6 +55,8 @@ def _launch_over_nodes(function: Callable, processes: int, arguments: tuple, res
         "signals_to_handle": "SIGQUIT",
         "shutdown_timeout": _SHUTDOWN_SECONDS,
     }
+    # A new store for each start: in one for all, processes find the addresses of those that have died.
+    environment["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
     known = {field.name for field in dataclasses.fields(LaunchConfig)}  # by the version of PyTorch
     environment["TORCHELASTIC_SIGNALS_TO_HANDLE"] = options["signals_to_handle"]
     config = LaunchConfig(**{name: value for name, value in options.items() if name in known})

@@ -73,9 +73,25 @@ def join_world() -> None:
     if torch.cuda.is_available():
         torch.cuda.set_device(int(environment.get("LOCAL_RANK", "0")))
         device = torch.device("cuda", torch.cuda.current_device())
-        torch.distributed.init_process_group("nccl", device_id=device, timeout=_COLLECTIVES)
+        torch.distributed.init_process_group("nccl", device_id=device, **_meeting())
     else:
-        torch.distributed.init_process_group("gloo", timeout=_COLLECTIVES)
+        torch.distributed.init_process_group("gloo", **_meeting())
+
+
+def _meeting() -> dict[str, Any]:
+    """How ``init_process_group`` finds the other processes, and for how long it waits for them.
+
+    torchrun keeps one store for all its restarts, in which processes would find the addresses of those that have died.
+    On one node the number of the restart tells them apart; over several ``elastic`` has a store made for each.
+    """
+    environment = os.environ
+    is_alone = environment.get("GROUP_WORLD_SIZE") == "1"
+    if environment.get("TORCHELASTIC_USE_AGENT_STORE") != "True" or not is_alone:
+        return {"timeout": _COLLECTIVES}
+    store = torch.distributed.TCPStore(environment["MASTER_ADDR"], int(environment["MASTER_PORT"]), is_master=False)
+    store = torch.distributed.PrefixStore(f"restart_{environment['TORCHELASTIC_RESTART_COUNT']}", store)
+    ranks = {"rank": int(environment["RANK"]), "world_size": int(environment["WORLD_SIZE"])}
+    return {"timeout": _COLLECTIVES, "store": store, **ranks}
 
 
 def form_groups(layout: Layout, **options: Any) -> None:

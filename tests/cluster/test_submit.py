@@ -90,7 +90,7 @@ def test_preempted_and_requeued_it_learns_what_an_uninterrupted_run_learns(slurm
     recipe = make_recipe(**fields)
     told = submit(recipe, Job(1, **SMALL, sbatch={"time": "20"}))
     job = re.search(r"^job (\d+); log: ", told, re.MULTILINE)[1]
-    wait_until(lambda: not slurm.queue(), "the end of the job", seconds=400)
+    wait_until(lambda: not slurm.queue(), "the end of the job", seconds=600)
     log = (recipe.run / "submitted" / f"{job}.log").read_text()
     assert (marks / "0").exists(), log
     # Told in the fifth step, the process knows it after the sixth.

@@ -11,7 +11,6 @@ import collections
 import functools
 import importlib.util
 import json
-import multiprocessing
 import os
 import signal
 import subprocess
@@ -87,8 +86,8 @@ class _Finder:
 
 def _wrap_engine(engine: type) -> None:
     step = engine.step
-    if multiprocessing.parent_process() is not None:
-        os.environ["TRAINER"] = str(os.getpid())
+    if "RANK" in os.environ:
+        os.environ.setdefault("TRAINER", str(os.getpid()))
 
     @functools.wraps(step)
     def step_reached(self, learning_rate):
