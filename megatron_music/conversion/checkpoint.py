@@ -6,9 +6,8 @@ tensor.
 """
 
 import bisect
-import contextlib
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
@@ -38,6 +37,8 @@ from torch.distributed.checkpoint.planner import (
 )
 from torch.distributed.checkpoint.planner_helpers import create_read_items_for_chunk_list
 
+from megatron_music.engine.integrity import Mark
+from megatron_music.engine.summed import SummedFiles, without_torchs_sums
 from megatron_music.errors import InputError
 from megatron_music.files import write_json
 
@@ -151,22 +152,24 @@ class Row:
         return WriteItem(MetadataIndex(self.name, offsets), WriteItemType.SHARD, tensor_data=data)
 
 
-def write_checkpoint(folder: Path, rows: Sequence[Row]) -> None:
+def write_checkpoint(folder: Path, rows: Sequence[Row]) -> dict[str, Mark]:
     """Writes rows as a distributed checkpoint that megatron-core loads on any layout, into the existing ``folder``.
 
-    Memory holds one row of each writer, and the last one of every name.
+    Memory holds one row of each writer, and the last one of every name. Returns the marks of the files with the rows.
     """
     planner, writer = _OneByOne(rows), FileSystemWriter(folder)
+    writer.fs = files = SummedFiles()
     writer.set_up_storage_writer(is_coordinator=True)
     shares = [SavePlan([row.write_item() for row in share]) for share in _shares(rows)]
     plans, metadata = create_default_global_save_plan(shares)
     plans = writer.prepare_global_plan([writer.prepare_local_plan(plan) for plan in plans])
-    with _no_checksums(), ThreadPoolExecutor(_WRITERS) as pool:
+    with without_torchs_sums(), ThreadPoolExecutor(_WRITERS) as pool:
         results = list(pool.map(lambda plan: writer.write_data(plan, planner).wait(), plans))
-    writer.finish(metadata, results)
+    FileSystemWriter(folder).finish(metadata, results)
     torch.save({}, folder / "common.pt")
     versions = {"sharded_backend": "torch_dist", "sharded_backend_version": 1}
     write_json(folder / "metadata.json", versions | {"common_backend": "torch", "common_backend_version": 1})
+    return files.marks
 
 
 def _shares(rows: Sequence[Row]) -> list[Sequence[Row]]:
@@ -175,17 +178,6 @@ def _shares(rows: Sequence[Row]) -> list[Sequence[Row]]:
     cuts = [bisect.bisect_left(ends, ends[-1] * share / _WRITERS) for share in range(1, _WRITERS)]
     shares = [rows[first:last] for first, last in pairwise([0, *cuts, len(rows)])]
     return [share for share in shares if share]
-
-
-@contextlib.contextmanager
-def _no_checksums() -> Iterator[None]:
-    """Within it, torch does not sum what it writes, which takes as long as writing it; no reader looks at the sums."""
-    before = torch.serialization.get_crc32_options()
-    torch.serialization.set_crc32_options(False)
-    try:
-        yield
-    finally:
-        torch.serialization.set_crc32_options(before)
 
 
 class _OneByOne(DefaultSavePlanner):

@@ -61,7 +61,7 @@ def write_imported(
 
     with atomic_path(out) as checkpoint:
         checkpoint.mkdir()
-        write_checkpoint(checkpoint, rows)
+        marks = write_checkpoint(checkpoint, rows)
         shutil.copyfile(words.vocabulary_path, checkpoint / "vocabulary.yaml")
         shutil.copyfile(words.tokenizer_path, checkpoint / "tokenizer.model")
         for name in CARRIED:
@@ -74,7 +74,7 @@ def write_imported(
             shutil.copytree(codec, checkpoint / "codec")
         write_json(checkpoint / NETWORK, {"network": network.model_dump(), "imported_from": str(source.resolve())})
         write_state(checkpoint, CheckpointState(0, 0, "import", True))
-        write_list(checkpoint, synced_marks(checkpoint, names_of_files(checkpoint)))
+        write_list(checkpoint, marks | synced_marks(checkpoint, names_of_files(checkpoint) - marks.keys()))
 
 
 def with_padding(tensor: "torch.Tensor", shape: tuple[int, ...]) -> "torch.Tensor":

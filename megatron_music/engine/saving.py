@@ -32,7 +32,7 @@ from torch.distributed.checkpoint.storage import WriteResult
 
 from megatron_music.engine.integrity import BEFORE, Mark, SummedFile, names_of_files, synced_marks, write_list
 from megatron_music.engine.pieces import Piece
-from megatron_music.engine.summed import SummedFiles
+from megatron_music.engine.summed import SummedFiles, without_torchs_sums
 from megatron_music.files import sync, write_json
 
 _WAIT = timedelta(hours=1)
@@ -232,7 +232,8 @@ def _write_share(folder: Path, pieces: list[Piece], rank: int) -> tuple[list[Wri
     writer = FileSystemWriter(folder, thread_count=1, per_thread_copy_ahead=0)
     writer.fs = SummedFiles()
     plan = SavePlan([piece.item for piece in pieces], storage_data=_StoragePrefix(f"__{rank}_"))
-    return writer.write_data(plan, _Resolver(pieces)).wait(), writer.fs.marks
+    with without_torchs_sums():
+        return writer.write_data(plan, _Resolver(pieces)).wait(), writer.fs.marks
 
 
 def _write_once(folder: Path, metadata: Metadata, results: list[list[WriteResult]], common: io.BytesIO) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import torch
 from torch.distributed.checkpoint.filesystem import FileSystem
 
 from megatron_music.engine.integrity import Mark, SummedFile
@@ -31,3 +32,14 @@ class SummedFiles(FileSystem):
         finally:
             file.close()
         self.marks[Path(path).name] = file.mark
+
+
+@contextmanager
+def without_torchs_sums() -> Iterator[None]:
+    """Within it, torch does not sum what it saves by itself, which no reader looks at: the files are summed whole."""
+    before = torch.serialization.get_crc32_options()
+    torch.serialization.set_crc32_options(False)
+    try:
+        yield
+    finally:
+        torch.serialization.set_crc32_options(before)
