@@ -341,6 +341,19 @@ def submit(
         typer.echo(submit_recipe(Recipe.load(recipe, overrides), job, phases, dry_run))
 
 
+@app.command(epilog="Example: megatron-music status runs/yue_7b --live")
+def status(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders, or a folder of them.")],
+    live: Annotated[bool, typer.Option("--live", help="Draw again until the runs end, or Ctrl-C.")] = False,
+    every: Annotated[float, typer.Option(min=0.1, help="Seconds between drawings.")] = 2.0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print all of it as JSON.")] = False,
+) -> None:
+    """Where runs stand: phase, tokens and time left, losses, speed, data, last checkpoint, troubles."""
+    from megatron_music.cluster.status import show
+
+    show(runs, live, as_json, every)
+
+
 @app.command(epilog="Example: megatron-music export runs/x/checkpoints/step_000100 runs/x/hf --dtype float32")
 def export(
     checkpoint: Annotated[Path, typer.Argument(help="Checkpoint folder, or a run for its latest one.")],

@@ -18,6 +18,14 @@ def table(rows: Sequence[Sequence[str]], left: int = 1) -> str:
     return "\n".join(lines)
 
 
+def duration(seconds: float) -> str:
+    """A length of time by its two largest units: 3d 4h, 2h 10m, 5m 07s."""
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    days, hours = divmod(hours, 24)
+    return f"{days}d {hours}h" if days else f"{hours}h {minutes}m" if hours else f"{minutes}m {seconds:02d}s"
+
+
 def short_count(count: float) -> str:
     """A count in four digits, in the units of a recipe's: 158.2B, 1.77T, 512."""
     for size, unit in _UNITS:

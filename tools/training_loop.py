@@ -21,8 +21,12 @@ from megatron_music.corpus.indexed import IndexedWriter
 from megatron_music.engine import engine as engine_module
 from megatron_music.engine.engine import Engine
 from megatron_music.recipe.recipe import Recipe, Watch
-from megatron_music.training.callbacks.metrics import MetricsLog, StepMetrics
-from megatron_music.training.loop import StepReport, Trainer
+from megatron_music.training.callbacks.metrics import StepMetrics
+from megatron_music.training.loop import Callback, StepReport, Trainer
+from megatron_music.training.metrics_log import MetricsLog
+from megatron_music.training.recovery import Recovery
+from megatron_music.training.run_folder import RunFolder
+from megatron_music.training.troubles import Troubles
 from megatron_music.vocabulary.kinds import LOSS_GROUPS
 from megatron_music.vocabulary.vocabulary import CodecRange, Vocabulary
 
@@ -66,15 +70,12 @@ class Stopwatch:
         return event
 
 
-class Clock:
+class Clock(Callback):
     """A callback that reads the stopwatch between steps, every ``every`` of them."""
 
     def __init__(self, stopwatch: Stopwatch, every: int):
         self.stopwatch, self.every, self.shares = stopwatch, every, []
         self._since = None
-
-    def at_start(self, _trainer: Trainer) -> None:
-        """The first steps warm up."""
 
     def after_step(self, _trainer: Trainer, report: StepReport) -> None:
         """Notes the share of the time since the last reading that was the framework's own."""
@@ -91,9 +92,10 @@ def own_share(recipe: Recipe, vocabulary_size: int, engine: Engine, rounds: int,
     clock = Clock(Stopwatch(), steps)
     with tempfile.TemporaryDirectory() as folder, timed_engine(engine, clock.stopwatch):
         looped = over_random_corpus(recipe, vocabulary_size, Path(folder), (rounds + 1) * steps)
-        log = MetricsLog(Path(folder) / "metrics.jsonl", Path(folder) / "tensorboard", 0)
+        log = MetricsLog(RunFolder(Path(folder)), 0)
         callbacks = [StepMetrics(log, looped.watch.log_every_steps), clock]
-        Trainer(looped, Vocabulary.load(looped.vocabulary), engine, run_stream(looped), callbacks).run()
+        recovery = Recovery(log, RunFolder(Path(folder)), looped.skip, Troubles())
+        Trainer(looped, Vocabulary.load(looped.vocabulary), engine, run_stream(looped), callbacks, recovery).run()
         log.close()
     return clock.shares
 

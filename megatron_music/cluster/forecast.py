@@ -2,10 +2,10 @@
 
 from dataclasses import dataclass
 
-from megatron_music.cluster.gpus import Gpu
 from megatron_music.cluster.memory import bytes_per_number
 from megatron_music.cluster.parameters import whole_parameters
 from megatron_music.recipe.flops import flops_per_token
+from megatron_music.recipe.gpus import Gpu
 from megatron_music.recipe.phase import Phase
 from megatron_music.recipe.phases import phase_spans
 from megatron_music.recipe.recipe import Recipe

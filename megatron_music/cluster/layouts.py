@@ -3,8 +3,8 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from megatron_music.cluster.gpus import Gpu
 from megatron_music.cluster.memory import RECOMPUTE, memory_by_rank
+from megatron_music.recipe.gpus import Gpu
 from megatron_music.recipe.layout import Layout
 from megatron_music.recipe.recipe import FP8_MULTIPLE, Recipe
 

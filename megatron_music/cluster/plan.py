@@ -4,13 +4,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from megatron_music.cluster.forecast import Checkpoint, PhaseTime, checkpoint, forecast
-from megatron_music.cluster.gpus import Gpu, gpu_named
 from megatron_music.cluster.layouts import Division, Proposal, divisions, proposals
 from megatron_music.cluster.memory import Memory, activations_by_recompute, memory_by_rank, stage_of_rank
 from megatron_music.cluster.parameters import Parameters, parameters_of_stage, whole_parameters
 from megatron_music.cluster.science import Lesson, Shares, forgotten_lessons
 from megatron_music.corpus.blend import Stock, check_supply, read_stocks, token_shares
 from megatron_music.errors import InputError
+from megatron_music.recipe.gpus import Gpu, gpu_named
 from megatron_music.recipe.mixture import solve
 from megatron_music.recipe.recipe import Recipe
 from megatron_music.vocabulary.vocabulary import Vocabulary

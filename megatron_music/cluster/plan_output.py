@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from megatron_music.cluster.forecast import PhaseTime, bubble
-from megatron_music.cluster.gpus import GiB
 from megatron_music.cluster.layouts import RULE, USABLE, Proposal, fits
 from megatron_music.cluster.plan import Cluster, Plan
 from megatron_music.cluster.recipe_tables import group_table, mixture_table, phase_table
+from megatron_music.recipe.gpus import GiB
 from megatron_music.recipe.layout import Layout
 from megatron_music.recipe.phases import phase_spans
 from megatron_music.recipe.recipe import Recipe

@@ -109,7 +109,7 @@ def latest_losses(metrics: Path, step: int) -> dict[str, dict[str, float]]:
         except json.JSONDecodeError:
             # The last line of a run that was killed while writing it.
             continue
-        if measured.get("step", step + 1) > step:
+        if measured.get("step", step + 1) > step or "event" in measured:
             continue
         for title, prefix in titles.items():
             if prefix + "loss" in measured:

@@ -11,20 +11,24 @@ from megatron.core import parallel_state
 from megatron.core.pipeline_parallel import get_forward_backward_func
 
 from megatron_music.engine import checkpoint, context
+from megatron_music.engine.guard import StepGuard
 from megatron_music.engine.hardware import check_fp8
 from megatron_music.engine.layers import packed_documents
 from megatron_music.engine.lora import seed_dropout
 from megatron_music.engine.network import build_chunks, distribute, transformer_config
-from megatron_music.engine.optimizer import build_optimizer, clip_and_update, set_constants
+from megatron_music.engine.optimizer import (
+    COUNTED,
+    KINDS,
+    Update,
+    build_optimizer,
+    clip_and_update,
+    gradients_by_part,
+    set_constants,
+)
 from megatron_music.engine.saving import Saver, Saving
 from megatron_music.engine.sizes import Sizes
 from megatron_music.errors import InputError
 from megatron_music.recipe.recipe import Recipe
-
-KINDS = 16
-"""Columns of the loss table: more than there are kinds of tokens."""
-COUNTED = KINDS - 1
-"""The column, of no kind, of the tokens that count in the loss, where not all do."""
 
 
 @dataclass(frozen=True)
@@ -37,12 +41,14 @@ class Batch:
         counted: which tokens count in the loss as labels, bool (sequences, context + 1); None where all do.
         documents: of each sequence the tokens of each document in its inputs, to which attention is kept; None where it
             runs across them.
+        tasks: number of each sequence's task, int64 (sequences,); None where losses by task are not asked for.
     """
 
     ids: np.ndarray
     kinds: np.ndarray
     counted: np.ndarray | None = None
     documents: tuple[tuple[int, ...], ...] | None = None
+    tasks: np.ndarray | None = None
 
     def pinned(self, device: torch.device) -> "Batch":
         """The same in memory from which a GPU copies while the host goes on; itself where ``device`` is the CPU."""
@@ -52,9 +58,9 @@ class Batch:
         with torch.cuda.device(device):
             pinned = [
                 None if array is None else torch.from_numpy(array).pin_memory().numpy()
-                for array in (self.ids, self.kinds, self.counted)
+                for array in (self.ids, self.kinds, self.counted, self.tasks)
             ]
-            return Batch(*pinned, self.documents)
+            return Batch(*pinned[:3], self.documents, pinned[3])
 
 
 class Engine:
@@ -79,6 +85,9 @@ class Engine:
         self.device = torch.device("cuda", torch.cuda.current_device()) if on_gpu else torch.device("cpu")
         self._schedule = get_forward_backward_func()
         self._context_group = parallel_state.get_context_parallel_group()
+        self.before_reduction: Callable[[], None] = lambda: None
+        """Called once the last backward pass of a step is done, before this process waits for others' gradients."""
+        self.guard = StepGuard(recipe.skip, self.device)
         self._sizes = Sizes(self.config, self.chunks)
         self._saver = Saver()
         self._weights_are_behind = False
@@ -87,6 +96,13 @@ class Engine:
         self.chunks = distribute(recipe, self.config, self.chunks)
         self.optimizer = build_optimizer(recipe.optimizer, self.chunks, bf16=self.config.bf16)
         self.config.grad_scale_func = self.optimizer.scale_loss
+        finalize = self.config.finalize_model_grads_func
+
+        def finalize_after_notice(*arguments, **options) -> None:
+            self.before_reduction()
+            finalize(*arguments, **options)
+
+        self.config.finalize_model_grads_func = finalize_after_notice
         if self.chunks[0].ddp_config.overlap_param_gather:
             starts = [chunk.start_param_sync for chunk in self.chunks]
             self.config.param_sync_func = starts if len(starts) > 1 else starts[0]
@@ -101,18 +117,21 @@ class Engine:
         """Into how many shares every batch is cut."""
         return parallel_state.get_data_parallel_world_size()
 
-    def forward_backward(self, batches: Sequence[Batch], train: bool = True, step: int = 0) -> torch.Tensor:
+    def forward_backward(
+        self, batches: Sequence[Batch], train: bool = True, step: int = 0, tasks: int = 0
+    ) -> torch.Tensor:
         """Runs all micro-batches of this process; with ``train`` also backward and the reduction.
 
         ``step`` decides what the dropout of adapters draws, so that a step repeats itself after a resume.
 
         The loss is the mean over all tokens of the step that count, on whichever process and in whichever micro-batch.
 
-        Returns the loss table of this process: (2, KINDS), sums of nats and counts of tokens by kind, counted in the
-        loss or not; zeros where another process holds the end of the pipeline or the same tensor-parallel result.
+        Returns the loss table of this process: (2, KINDS + tasks), sums of nats and counts of tokens by kind, and by
+        task where ``tasks`` says how many there are, counted in the loss or not; zeros where another process holds the
+        end of the pipeline or the same tensor-parallel result.
         Nothing waits for a GPU.
         """
-        table = torch.zeros(2, KINDS, dtype=torch.float64, device=self.device)
+        table = torch.zeros(2, KINDS + tasks, dtype=torch.float64, device=self.device)
         weight = self._weight_of_a_counted_token(batches) if train else None
 
         def forward_step(iterator, chunk):
@@ -126,6 +145,8 @@ class Engine:
             def mean_loss(losses: torch.Tensor) -> tuple[torch.Tensor, dict]:
                 # The schedule divides the loss in place: the table must not share its memory.
                 _add_by_kind(table, losses.detach(), self._own(kinds[:, 1:]))
+                if tasks:
+                    _add_by_task(table, losses.detach(), torch.from_numpy(batch.tasks))
                 # The schedule multiplies by the processes that share a sequence, for losses summed over them; the mean
                 # over all processes, which the reduction of gradients takes, is already that of the whole sequence.
                 if weight is None:
@@ -182,15 +203,17 @@ class Engine:
         # A step without a counted token has a loss of 0.
         return (len(batches) * self.data_processes / total.clamp_(min=1)).float()
 
-    def step(self, learning_rate: float) -> torch.Tensor:
-        """Clips, updates the parameters and returns the gradient's norm over all processes before clipping, ().
+    def step(self, learning_rate: float, loss_table: torch.Tensor, with_parts: bool = False) -> Update:
+        """Clips and updates the parameters, unless the step is one to leave out (``guard``); nothing waits for a GPU.
 
-        Whoever reads the norm waits for the GPU.
+        ``loss_table`` is what ``forward_backward`` gave on this process; ``with_parts`` asks for the gradient's norm by
+        part of the network.
         """
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
+        by_part = gradients_by_part(self.optimizer, self.chunks) if with_parts else None
         self._weights_are_behind = True
-        return clip_and_update(self.optimizer, self._options.clip_norm)
+        return clip_and_update(self.optimizer, self._options.clip_norm, loss_table, self.guard, by_part)
 
     def logits(self, ids_BT: np.ndarray, documents: tuple[tuple[int, ...], ...] | None = None) -> torch.Tensor:
         """Logits of every position, (B, T, vocabulary) FP32, on every process; B x T ids, the same on all of them.
@@ -278,6 +301,7 @@ class Engine:
         A network with adapters reads what it trains, and nothing of what lies below: ``load_base`` does that.
         """
         checkpoint.load(folder, self.chunks, self.optimizer if with_optimizer else None)
+        self._weights_are_behind = False
         if self.optimizer is None:
             return
         set_constants(self._options, self.optimizer)
@@ -287,6 +311,12 @@ class Engine:
     def _own(self, whole_BT: torch.Tensor) -> torch.Tensor:
         """This process' part of whole sequences."""
         return context.own_chunks(whole_BT, 1, self._context_group)
+
+
+def _add_by_task(table: torch.Tensor, losses: torch.Tensor, tasks: torch.Tensor) -> None:
+    columns = tasks.to(losses.device, non_blocking=True) + KINDS
+    table[0].index_add_(0, columns, losses.double().sum(dim=1))
+    table[1].index_add_(0, columns, torch.full_like(columns, losses.shape[1], dtype=torch.float64))
 
 
 def _add_by_kind(table: torch.Tensor, losses: torch.Tensor, kinds: torch.Tensor) -> None:

@@ -6,9 +6,10 @@ from typing import Any
 import numpy as np
 
 from megatron_music.corpus.indexed import IndexedSource
+from megatron_music.engine.sampling import span_prompts
 from megatron_music.evaluation.bigram import bigram_loss
 from megatron_music.evaluation.loss import held_out_loss
-from megatron_music.evaluation.validity import invalid_token_share, span_prompts
+from megatron_music.evaluation.validity import invalid_token_share
 from megatron_music.generation.models import ModelFolder
 from megatron_music.vocabulary.grammar import AudioGrammar
 from megatron_music.vocabulary.kinds import Kind

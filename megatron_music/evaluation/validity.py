@@ -1,83 +1,19 @@
-"""The invalid-token share: how often a model, left to itself, writes an id that can't stand where it puts it.
+"""The invalid-token share of an exported model: see ``engine/sampling.py`` for how it is counted."""
 
-Inside audio spans ids are sampled at temperature 1 from the logits over the whole vocabulary, without top-k, top-p or
-any constraint. An id that the grammar does not allow at its position counts as invalid, and one drawn from those that
-it allows takes its place, so that the span goes on. `<EOA>`, where it is allowed, ends the span and another one begins.
-"""
-
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 
-from megatron_music.corpus.indexed import IndexedSource
-from megatron_music.errors import InputError
+from megatron_music.engine.sampling import Validity, sample_spans
 from megatron_music.generation.models import ModelFolder
 from megatron_music.vocabulary.grammar import AudioGrammar
 
 if TYPE_CHECKING:
     from megatron_music.generation.decoder import LlamaDecoder
 
-POSITION_EDGES = (0, 16, 64, 256, 1024, 4096)
-"""Positions in a span, in audio ids, at which the buckets of ``Validity`` begin."""
 SPANS_AT_ONCE = 8
-
-
-@dataclass
-class Validity:
-    """Sampled and invalid ids, by bucket of their position in the span, and the codes among the valid ones."""
-
-    sampled: np.ndarray = field(default_factory=lambda: np.zeros(len(POSITION_EDGES), dtype=np.int64))
-    invalid: np.ndarray = field(default_factory=lambda: np.zeros(len(POSITION_EDGES), dtype=np.int64))
-    codes: set[int] = field(default_factory=set)
-
-    @property
-    def share(self) -> float:
-        """Invalid ids over sampled ids; raises ZeroDivisionError where nothing was sampled."""
-        return int(self.invalid.sum()) / int(self.sampled.sum())
-
-    @property
-    def positions(self) -> int:
-        """Ids sampled."""
-        return int(self.sampled.sum())
-
-    def count(self, position: int, valid: bool) -> None:
-        """Counts one sampled id."""
-        bucket = int(np.searchsorted(POSITION_EDGES, position, side="right")) - 1
-        self.sampled[bucket] += 1
-        self.invalid[bucket] += not valid
-
-    def by_position(self) -> dict[str, dict[str, int]]:
-        """Counts by range of positions, ranges without samples left out."""
-        ends = [*(f"{edge - 1}" for edge in POSITION_EDGES[1:]), ""]
-        return {
-            f"{first}-{end}": {"sampled": int(sampled), "invalid": int(invalid)}
-            for first, end, sampled, invalid in zip(POSITION_EDGES, ends, self.sampled, self.invalid, strict=True)
-            if sampled
-        }
-
-
-class SpanReader(Protocol):
-    """A model that reads rows of tokens: what sampling needs of it.
-
-    Attributes:
-        rows: spans read side by side.
-        positions: tokens that a row can hold.
-    """
-
-    rows: int
-    positions: int
-
-    def open(self, row: int, ids: Sequence[int]) -> torch.Tensor:
-        """Starts a row anew with ``ids``; logits (vocabulary,) of what follows."""
-        ...
-
-    def extend(self, ids: Sequence[int]) -> torch.Tensor:
-        """Appends one id to every row; logits (rows, vocabulary) of what follows."""
-        ...
 
 
 class CachedReader:
@@ -95,112 +31,6 @@ class CachedReader:
     def extend(self, ids: Sequence[int]) -> torch.Tensor:
         """See ``SpanReader``."""
         return self._decoder.score(self._decoder.read([[id] for id in ids]))
-
-
-class RereadingReader:
-    """Any function of whole rows: ``next_logits(rows)`` gives logits (rows, vocabulary) behind rows of ids."""
-
-    def __init__(self, next_logits: Callable[[list[list[int]]], torch.Tensor], rows: int, positions: int):
-        self._next_logits, self.rows, self.positions = next_logits, rows, positions
-        self._ids: list[list[int]] = [[] for _ in range(rows)]
-
-    def open(self, row: int, ids: Sequence[int]) -> torch.Tensor:
-        """See ``SpanReader``."""
-        self._ids[row] = list(ids)
-        return self._next_logits([self._ids[row]])[0]
-
-    def extend(self, ids: Sequence[int]) -> torch.Tensor:
-        """See ``SpanReader``."""
-        for row, id in zip(self._ids, ids, strict=True):
-            row.append(id)
-        return self._next_logits(self._ids)
-
-
-def draw(
-    logits_RV: torch.Tensor, positions_R: Sequence[int], grammar: AudioGrammar, generator: torch.Generator
-) -> tuple[list[int], list[bool]]:
-    """Samples an id for each row without any constraint.
-
-    Args:
-        logits_RV: over the whole padded vocabulary.
-        positions_R: audio ids already written in each row's span.
-
-    Returns:
-        The ids to go on with, and whether each row's first draw was valid: where not, the id is a second draw, from
-        those that are allowed.
-    """
-    probabilities_RV = torch.softmax(logits_RV.float().cpu(), dim=-1)
-    ids_R = torch.multinomial(probabilities_RV, 1, generator=generator)[:, 0].tolist()
-    valid_R = [grammar.is_allowed(id, position) for id, position in zip(ids_R, positions_R, strict=True)]
-    for row, valid in enumerate(valid_R):
-        if not valid:
-            allowed = torch.from_numpy(grammar.mask(positions_R[row]).copy())
-            kept = torch.where(allowed, logits_RV[row].float().cpu(), -torch.inf)
-            ids_R[row] = int(torch.multinomial(torch.softmax(kept, dim=-1), 1, generator=generator))
-    return ids_R, valid_R
-
-
-@torch.inference_mode()
-def sample_spans(
-    reader: SpanReader, prompts: Sequence[Sequence[int]], grammar: AudioGrammar, positions: int, seed: int = 0
-) -> Validity:
-    """Samples spans behind ``prompts`` until at least ``positions`` ids are counted.
-
-    Prompts end with the opening of a span and are used in turn, each as often as needed. A span ends at its ``<EOA>``
-    or where the reader's positions are used up. Prompts that are too long lose their beginning: half of the positions
-    is left for audio.
-
-    Raises ValueError where there is no prompt.
-    """
-    if not prompts:
-        raise ValueError("there are no prompts to sample behind")
-    longest = max(len(grammar.opening), reader.positions // 2)
-    generator = torch.Generator().manual_seed(seed)
-    found = Validity()
-    prompt_lengths, written = [0] * reader.rows, [0] * reader.rows
-    opened = 0
-
-    def open_span(row: int) -> torch.Tensor:
-        nonlocal opened
-        prompt = list(prompts[opened % len(prompts)])[-longest:]
-        opened += 1
-        prompt_lengths[row], written[row] = len(prompt), 0
-        return reader.open(row, prompt)
-
-    logits_RV = torch.stack([open_span(row) for row in range(reader.rows)])
-    while found.positions < positions:
-        ids, valid = draw(logits_RV, written, grammar, generator)
-        for row in range(reader.rows):
-            found.count(written[row], valid[row])
-            written[row] += 1
-            if valid[row] and ids[row] != grammar.end:
-                found.codes.add(int(grammar.codec.codes(np.array([ids[row]]))[0]))
-        logits_RV = reader.extend(ids)
-        for row in range(reader.rows):
-            if ids[row] == grammar.end or prompt_lengths[row] + written[row] == reader.positions:
-                logits_RV[row] = open_span(row)
-    return found
-
-
-def span_prompts(prefix: str | Path, grammar: AudioGrammar, most: int | None = None) -> list[list[int]]:
-    """The documents of an indexed source up to the opening of their first span: header and first segment's text.
-
-    Documents without such a span are left out. Raises InputError where none has one.
-    """
-    source = IndexedSource(prefix)
-    prompts = []
-    for index in range(len(source)):
-        if most is not None and len(prompts) == most:
-            break
-        ids, _ = source.document(index)
-        starts = np.flatnonzero(ids == grammar.opening[0])
-        ends = [start + len(grammar.opening) for start in starts]
-        first = next((end for end in ends if ids[:end].tolist()[-len(grammar.opening) :] == grammar.opening), None)
-        if first is not None:
-            prompts.append(ids[:first].tolist())
-    if not prompts:
-        raise InputError(prefix, f"no document has a span of {grammar.codec.name}", "name a source with such songs")
-    return prompts
 
 
 def invalid_token_share(

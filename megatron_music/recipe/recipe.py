@@ -79,11 +79,16 @@ class Lora(Strict):
 
 
 class Validation(Strict):
-    """Held-out loss by kind of token."""
+    """Held-out loss by kind of token and by task."""
 
-    source: str
-    sequences: int = Field(8, gt=0)
+    source: list[str] = Field(min_length=1, description="one source or several")
+    sequences: int = Field(8, gt=0, description="of each source")
     every_steps: int = Field(100, gt=0)
+
+    @field_validator("source", mode="before")
+    @classmethod
+    def _one(cls, value: Any) -> Any:
+        return [value] if isinstance(value, str) else value
 
 
 class InvalidTokens(Strict):
@@ -94,15 +99,48 @@ class InvalidTokens(Strict):
     every_steps: int = Field(100, gt=0)
 
 
+class AudioSample(Strict):
+    """A stretch that the model in training sings freely, to be heard in TensorBoard."""
+
+    source: str = Field(description="corpus source whose documents give the prompts")
+    seconds: float = Field(2.0, gt=0)
+    weights: str | None = Field(None, description="the codec's folder, checkpoint or hub name; else the corpus' own")
+    every_steps: int = Field(1000, gt=0)
+
+
 class Watch(Strict):
     """What is measured while training."""
 
     log_every_steps: int = Field(10, gt=0)
     validation: Validation | None = None
     invalid_tokens: InvalidTokens | None = None
+    audio_sample: AudioSample | None = None
+    wandb: str | None = Field(None, min_length=1, description="project of Weights & Biases that metrics go to as well")
     hang_minutes: float = Field(
         10, gt=0, description="without a step, after which a run is ended; three times that for the first, and saves"
     )
+
+
+class Skip(Strict):
+    """When an update is left out, and when the run goes back to a checkpoint from before and passes the data since.
+
+    Left out is an update whose loss or gradient is not finite, or whose loss is a spike: above the median of the losses
+    before by ``deviations`` standard deviations (estimated by the median absolute deviation) and by ``least_nats``.
+    """
+
+    deviations: float = Field(10.0, gt=0)
+    least_nats: float = Field(0.5, ge=0)
+    window_steps: int = Field(128, ge=4, description="steps, of the phase, whose losses are looked at")
+    roll_back_after: int = Field(10, gt=0, description="updates left out until the run goes back")
+    within_steps: int = Field(100, gt=0, description="... among so many steps")
+    most_rollbacks: int = Field(5, ge=0, description="how often the run goes back before it stops with the reason")
+
+    @model_validator(mode="after")
+    def _reaches(self) -> Self:
+        if self.roll_back_after > self.within_steps:
+            raise ValueError(f"roll_back_after {self.roll_back_after} is above within_steps {self.within_steps}, so "
+                             "that it never happens; lower it")  # fmt: skip
+        return self
 
 
 class Checkpoints(Strict):
@@ -138,6 +176,7 @@ class Recipe(Strict):
     phases: list[Phase] = Field(min_length=1)
     most_epochs: dict[str, Ratio] = Field({}, description="how often sources may repeat in the whole run; else freely")
     watch: Watch = Watch()
+    skip: Skip = Skip()
     checkpoints: Checkpoints = Checkpoints()
 
     @field_validator("phases")

@@ -12,6 +12,17 @@ from megatron_music.recipe.phases import PhaseSpan, Step, step_at
 from megatron_music.training.marks import Marks
 
 
+def tasks_of(stream: SampleStream) -> dict[str, list[str]]:
+    """The tasks of a stream in the order of their columns in a table of losses, each with its sources.
+
+    A source that was built without a task is one of its own.
+    """
+    tasks: dict[str, list[str]] = {}
+    for name, source in stream.sources.items():
+        tasks.setdefault(source.source.sidecar.get("task") or name, []).append(name)
+    return tasks
+
+
 def batches_of(
     stream: SampleStream, first: int, count: int, size: int, rank: int, copies: int, marks: Marks
 ) -> list[Batch]:
@@ -20,6 +31,7 @@ def batches_of(
     The samples are dealt in runs of one micro-batch, so that a step's micro-batches, taken over all processes in turn,
     are the samples in their order whatever ``copies`` is. ``marks`` are those of their phase.
     """
+    columns = {name: column for column, names in enumerate(tasks_of(stream).values()) for name in names}
     batches = []
     for start in range(first + rank * size, first + count, copies * size):
         samples = [(index, stream.sample(index)) for index in range(start, start + size)]
@@ -32,6 +44,7 @@ def batches_of(
                 kinds,
                 None if counted[0] is None else np.stack(counted),
                 None if documents[0] is None else tuple(documents),
+                np.array([columns[sample.source] for _, sample in samples]),
             )
         )
     return batches

@@ -11,15 +11,16 @@ from megatron_music.progress import console
 from megatron_music.training.run_folder import CheckpointState, RunFolder, read_state
 
 
-def newest_whole(folder: RunFolder) -> tuple[Path, CheckpointState] | None:
-    """The newest whole checkpoint of a run; None where it has never had one. All processes call it.
+def newest_whole(folder: RunFolder, before: int | None = None) -> tuple[Path, CheckpointState] | None:
+    """The newest whole checkpoint of a run, from before a step where one is named; None where it has never had one.
 
-    Damaged ones are passed over, said, and renamed, so that they are not in the way when their step comes again.
+    All processes call it. Damaged ones are passed over, said, and renamed, so that they are not in the way when their
+    step comes again.
 
     Raises:
         InputError: all that there are or were are damaged.
     """
-    for checkpoint in reversed(from_first(folder.step_folders)):
+    for checkpoint in reversed(from_first(lambda: folder.step_folders(before))):
         fault = fault_of(checkpoint)
         if fault is None:
             return checkpoint, from_first(lambda path=checkpoint: read_state(path))

@@ -1,5 +1,6 @@
 """A training run from its recipe: checks first, then processes, then the loop."""
 
+import importlib.util
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,12 +20,13 @@ from megatron_music.training.run_folder import (
     read_vocabulary,
 )
 from megatron_music.training.run_lock import RunLock, refuse_if_held
+from megatron_music.training.troubles import Troubles
 from megatron_music.vocabulary.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
-    from megatron_music.training.callbacks.metrics import MetricsLog
     from megatron_music.training.callbacks.stop import StopWhenAsked
     from megatron_music.training.loop import Callback
+    from megatron_music.training.metrics_log import MetricsLog
     from megatron_music.training.watchdog import Watchdog
 
 
@@ -110,14 +112,12 @@ def check(
         raise InputError(recipe.vocabulary, f"is not the vocabulary that {recipe.corpus} was built with",
                          f"use {recipe.corpus / 'vocabulary.yaml'}")  # fmt: skip
     marks_of(recipe, vocabulary, run_stream(recipe))
-    for field in ("validation", "invalid_tokens"):
-        watched, where = getattr(recipe.watch, field), f"watch.{field}.source"
-        if watched is None:
-            continue
-        if not prefix_file(recipe.corpus / watched.source, ".json").is_file():
-            raise InputError(where, f"{recipe.corpus} has no source {watched.source}", "build it, or name another")
-        if not len(IndexedSource(recipe.corpus / watched.source)):
-            raise InputError(where, f"{watched.source} holds no document", "name another")
+    for where, source in _watched_sources(recipe):
+        if not prefix_file(recipe.corpus / source, ".json").is_file():
+            raise InputError(where, f"{recipe.corpus} has no source {source}", "build it, or name another")
+        if not len(IndexedSource(recipe.corpus / source)):
+            raise InputError(where, f"{source} holds no document", "name another")
+    _check_watching(recipe, vocabulary)
     start = start_of_run(recipe, branch_from, origin_of_run(recipe, branch_from, fresh_optimizer))
     if start is not None:
         read_state(start)
@@ -135,6 +135,34 @@ def check(
         if fault is not None:
             raise damaged(start, fault)
     base_below(recipe, start)
+    Troubles.read(recipe.run).check(recipe.skip, recipe.run)
+
+
+def _watched_sources(recipe: Recipe) -> list[tuple[str, str]]:
+    """Sources that only measuring reads, each with the field that names it."""
+    watch = recipe.watch
+    found = [("watch.validation.source", source) for source in (watch.validation.source if watch.validation else ())]
+    for field in ("invalid_tokens", "audio_sample"):
+        if getattr(watch, field) is not None:
+            found.append((f"watch.{field}.source", getattr(watch, field).source))
+    return found
+
+
+def _check_watching(recipe: Recipe, vocabulary: Vocabulary) -> None:
+    watch = recipe.watch
+    for options in (watch.invalid_tokens, watch.audio_sample):
+        if options is not None:
+            from megatron_music.engine.sampling import span_prompts
+            from megatron_music.vocabulary.grammar import AudioGrammar
+
+            span_prompts(recipe.corpus / options.source, AudioGrammar(vocabulary, tracks=2), most=1)
+    if watch.audio_sample is not None:
+        from megatron_music.training.callbacks.audio_sample import codec_of_samples
+
+        codec_of_samples(recipe.corpus, watch.audio_sample)
+    if watch.wandb is not None and importlib.util.find_spec("wandb") is None:
+        raise InputError("watch.wandb", "needs the package wandb, which is not installed",
+                         "pip install 'megatron-music[wandb]', or leave it out")  # fmt: skip
 
 
 def run_process(
@@ -180,15 +208,17 @@ def _train(
     from megatron_music.corpus.blend import run_stream
     from megatron_music.engine.engine import Engine
     from megatron_music.engine.processes import from_first
-    from megatron_music.training.callbacks.metrics import MetricsLog
     from megatron_music.training.loop import Trainer
+    from megatron_music.training.metrics_log import MetricsLog
     from megatron_music.training.newest import check_whole, newest_whole
+    from megatron_music.training.recovery import Recovery
     from megatron_music.training.watchdog import SLOW_TIMES, Beat
 
     folder = RunFolder(recipe.run)
     from_first(lambda: folder.open(recipe))
     newest = newest_whole(folder)
     base, origin = from_first(lambda: _beginning(recipe, folder, branch_from, fresh_optimizer, newest))
+    troubles = from_first(lambda: folder.troubles(newest[0] if newest else None))
     vocabulary = Vocabulary.load(recipe.vocabulary)
     engine = Engine(recipe, vocabulary.padded_size)
     first_step = 0
@@ -202,10 +232,12 @@ def _train(
     elif origin is not None and (base is None or holds_adapters(Path(origin.checkpoint))):
         check_whole(Path(origin.checkpoint))
         engine.load(Path(origin.checkpoint), with_optimizer=origin.keeps_optimizer)
-    log = MetricsLog(folder.metrics, folder.path / "tensorboard", first_step)
+    log = MetricsLog(folder, first_step, recipe)
+    engine.guard.recent_losses = troubles.recent_losses
+    recovery = Recovery(log, folder, recipe.skip, troubles)
     callbacks = _callbacks(recipe, folder, log, base, origin)
     callbacks = [Beat(watchdog, "what follows it", SLOW_TIMES), stop, *callbacks, Beat(watchdog, "the next one")]
-    trainer = Trainer(recipe, vocabulary, engine, run_stream(recipe), callbacks)
+    trainer = Trainer(recipe, vocabulary, engine, run_stream(recipe), callbacks, recovery)
     if first_step >= trainer.last_step:
         log.say(f"{recipe.run} has done all of its {trainer.last_step} steps; nothing is left to train")
     elif origin is not None and not first_step:
@@ -215,6 +247,7 @@ def _train(
     watchdog.beat("in the first step", SLOW_TIMES)
     steps_done = trainer.run(first_step, last_step)
     watchdog.beat("at the end", SLOW_TIMES)
+    log.event(steps_done, "ended" if steps_done == trainer.last_step else "stopped")
     log.close()
     return steps_done
 
@@ -237,7 +270,8 @@ def _beginning(
     """What lies below and before the run; the folder then holds nothing of steps that are done again."""
     origin = origin_of_run(recipe, branch_from, fresh_optimizer)
     base = base_below(recipe, start_of_run(recipe, branch_from, origin))
-    folder.forget_metrics_after(newest[1].step if newest else -1)
+    rollbacks = folder.troubles(newest[0] if newest else None).rollbacks
+    folder.forget_metrics_after(newest[1].step if newest else -1, rollbacks)
     if origin is not None:
         # Before anything is learned: a run that is killed now starts from there again.
         origin.write(folder.path)
@@ -270,6 +304,10 @@ def _callbacks(
         callbacks.append(HeldOutLoss(log, watch.validation))
     if watch.invalid_tokens is not None:
         callbacks.append(InvalidTokenShare(log, watch.invalid_tokens))
+    if watch.audio_sample is not None:
+        from megatron_music.training.callbacks.audio_sample import AudioSamples
+
+        callbacks.append(AudioSamples(log, watch.audio_sample))
     return [*callbacks, CheckpointWriter(log, metrics, folder, recipe.checkpoints, base, origin)]
 
 

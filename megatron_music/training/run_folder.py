@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,15 @@ from megatron_music.engine.integrity import BEFORE, size_fault
 from megatron_music.errors import InputError
 from megatron_music.files import read_json, write_json, write_text
 from megatron_music.recipe.recipe import Network, Recipe
+from megatron_music.training.troubles import Rollback, Troubles
 from megatron_music.vocabulary.vocabulary import Vocabulary
 
 _FIXED = ("seed", "vocabulary", "corpus", "network", "optimizer", "lora", "groups", "attention", "loss", "phases")
 """Fields of a recipe that decide what is learned: a run that is resumed may not change them."""
 
 
+ROLLED_BACK = "rolled_back"
+"""The event of a rollback, in ``metrics.jsonl``."""
 STATE = "state.json"
 """In every checkpoint: where its run stood; without it a folder is none."""
 NETWORK = "network.json"
@@ -80,10 +84,14 @@ class RunFolder:
     def _sources(self) -> Path:
         return self.path / "corpus.json"
 
-    def step_folders(self) -> list[Path]:
-        """Folders of checkpoints, oldest first, whatever is in them; half-written ones have another name."""
+    def step_folders(self, before: int | None = None) -> list[Path]:
+        """Folders of checkpoints, oldest first, whatever is in them; half-written ones have another name.
+
+        Where a step (from 1) is named, only those of less steps than it.
+        """
         found = (folder for folder in self.checkpoints.glob("step_*") if _STEP.fullmatch(folder.name))
-        return sorted(found, key=lambda folder: int(folder.name.removeprefix("step_")))
+        steps = sorted((int(folder.name.removeprefix("step_")), folder) for folder in found)
+        return [folder for step, folder in steps if before is None or step < before]
 
     def complete_checkpoints(self) -> list[tuple[Path, CheckpointState]]:
         """Checkpoints whose files have the sizes that they were written with, oldest first."""
@@ -124,22 +132,53 @@ class RunFolder:
                     before.rename(final)
             for leftover in self.checkpoints.glob(".step_*"):
                 shutil.rmtree(leftover)
+        self.remove_undone(Troubles.read(self.path))
 
-    def remove_old(self, keep: int) -> None:
-        """Removes all complete checkpoints but the latest ``keep``, milestones and those at the end of a phase."""
-        for folder, state in self.complete_checkpoints()[:-keep]:
-            if not state.ends_phase and not state.is_milestone:
-                # A folder that is going must not look complete while it goes.
-                doomed = folder.rename(folder.with_name(f".{folder.name}"))
-                shutil.rmtree(doomed)
+    def troubles(self, newest: Path | None) -> Troubles:
+        """Where a run that goes on from ``newest`` stands: with the checkpoint's record, and all of its rollbacks."""
+        found = Troubles.read(newest) if newest is not None else Troubles()
+        of_run = Troubles.read(self.path).rollbacks
+        # A checkpoint from before a rollback does not know of it; one that was copied here knows more than the folder.
+        found.rollbacks = max(found.rollbacks, of_run, key=len)
+        return found
 
-    def forget_metrics_after(self, step: int) -> None:
-        """Drops what was measured after ``step``, the checkpoint's or -1, since those steps are done again."""
+    def remove_old(self, keep: int, before: int | None = None) -> None:
+        """Removes all complete checkpoints but the latest ``keep``, milestones and those at the end of a phase.
+
+        The latest before step ``before`` stays too: a rollback would go back to it.
+        """
+        complete = self.complete_checkpoints()
+        needed = [folder for folder, state in complete if before is not None and state.step < before][-1:]
+        for folder, state in complete[:-keep]:
+            if not (state.ends_phase or state.is_milestone or folder in needed):
+                self._remove(folder)
+
+    def remove_undone(self, troubles: Troubles) -> None:
+        """Removes checkpoints of steps that rollbacks have undone since they were written."""
+        for folder, state in self.complete_checkpoints():
+            if troubles.undoes(state.step, len(Troubles.read(folder).rollbacks)):
+                self._remove(folder)
+
+    @staticmethod
+    def _remove(checkpoint: Path) -> None:
+        # A folder that is going must not look complete while it goes.
+        shutil.rmtree(checkpoint.rename(checkpoint.with_name(f".{checkpoint.name}")))
+
+    def forget_metrics_after(self, step: int, rollbacks: Sequence[Rollback]) -> None:
+        """Drops what was measured after a checkpoint, since those steps are done again, and tells of new rollbacks.
+
+        Events up to the last rollback stay: the steps that they tell of are not done again.
+        """
         if not self.metrics.exists():
             return
         lines = self.metrics.read_text(encoding="utf-8").splitlines()
-        kept = [line for line in lines if _step_of(line) <= step]
-        if len(kept) < len(lines):
+        events = [number for number, line in enumerate(lines) if '"event": ' in line]
+        told = [number for number in events if f'"event": "{ROLLED_BACK}"' in lines[number]]
+        untold = rollbacks[len(told) :]
+        settled = {number for number in events if untold or number <= max(told, default=-1)}
+        kept = [line for number, line in enumerate(lines) if number in settled or _step_of(line) <= step]
+        kept += [json.dumps({"step": rollback.at, "event": ROLLED_BACK, **asdict(rollback)}) for rollback in untold]
+        if kept != lines:
             write_text(self.metrics, "".join(f"{line}\n" for line in kept))
 
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Self
 import torch
 
 from megatron_music.exits import ExitCode
-from megatron_music.training.loop import StepReport
+from megatron_music.training.loop import Callback, StepReport
 
 if TYPE_CHECKING:
     from megatron_music.training.loop import Trainer
@@ -135,7 +135,7 @@ class Watchdog:
         return f"hang: no progress for {self.hang_seconds:g} s and more; {'; '.join(parts)}; stacks: {self.folder}"
 
 
-class Beat:
+class Beat(Callback):
     """A callback that tells the watchdog what comes next, and how much longer than a step it may take."""
 
     def __init__(self, watchdog: Watchdog, what: str, times: float = 1):

@@ -89,8 +89,7 @@ def train_a_step(engine: Engine) -> None:
     """One step on ids that mean nothing."""
     ids = np.random.default_rng(0).integers(0, VOCABULARY, (1, CONTEXT + 1))
     batch = Batch(ids, np.zeros(ids.shape, np.uint8))
-    engine.forward_backward([batch] * (SEQUENCES // engine.data_processes))
-    engine.step(1e-3)
+    engine.step(1e-3, engine.forward_backward([batch] * (SEQUENCES // engine.data_processes)))
 
 
 def storages(tensors: Iterable[torch.Tensor]) -> dict[int, int]:

@@ -3,11 +3,11 @@
 import pytest
 
 from megatron_music.cluster.forecast import bubble, checkpoint, forecast
-from megatron_music.cluster.gpus import GPUS, GiB, Gpu, gpu_of_device
 from megatron_music.cluster.layouts import divisions, proposals
 from megatron_music.cluster.memory import activations_by_recompute, memory_by_rank, stage_memory
 from megatron_music.cluster.parameters import whole_parameters
 from megatron_music.recipe.flops import parameter_count
+from megatron_music.recipe.gpus import GPUS, GiB, Gpu, gpu_of_device
 from megatron_music.recipe.recipe import Recipe
 
 VOCABULARY = 83968

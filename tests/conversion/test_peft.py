@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from metric_lines import measured
 from peft import PeftModel
 from safetensors import safe_open
 from safetensors.torch import load_file
@@ -108,7 +109,7 @@ def load(folder):
 
 def test_a_run_learns_and_its_checkpoint_holds_no_base(adapted, base):
     recipe, _ = adapted
-    losses = [line["loss"] for line in metrics_of(recipe)]
+    losses = [line["loss"] for line in measured(RunFolder(recipe.run).metrics)]
     assert len(losses) == 8 and losses[-1] < losses[0] - 0.1
     named = json.loads((newest(recipe) / "base.json").read_text())
     assert named["checkpoint"] == str(base / "in")
@@ -176,15 +177,11 @@ def test_a_run_goes_on_exactly_also_from_a_base_that_moved(base, trained_run, tm
     path.write_text(path.read_text().replace(str(base / "in"), str(tmp_path / "gone")))
     other = recipe_of(base, tmp_path / "next", trained_run, checkpoints={"every_steps": 4})
     launch(run_all, 1, [(copies[0], None), (copies[1], moved), (other, newest(plain))])
-    measured = metrics_of(plain)
-    assert len(measured) >= 8 and metrics_of(copies[0]) == metrics_of(copies[1]) == measured
-    assert metrics_of(other)[0]["loss"] < measured[0]["loss"] - 0.1
+    expected = measured(RunFolder(plain.run).metrics)
+    resumed = [measured(RunFolder(copy.run).metrics) for copy in copies[:2]]
+    assert len(expected) >= 8 and resumed == [expected, expected]
+    assert measured(RunFolder(other.run).metrics)[0]["loss"] < expected[0]["loss"] - 0.1
     assert json.loads((newest(other) / "base.json").read_text())["checkpoint"] == str(base / "in")
-
-
-def metrics_of(recipe):
-    lines = [json.loads(line) for line in RunFolder(recipe.run).metrics.read_text().splitlines()]
-    return [{name: value for name, value in line.items() if name != "tokens_per_second"} for line in lines]
 
 
 @pytest.mark.parametrize(

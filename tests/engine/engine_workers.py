@@ -60,10 +60,9 @@ def train(engine: Engine, first: int, last: int) -> dict:
     """Trains the steps [first, last); mean losses and gradient norms."""
     losses, norms = [], []
     for step in range(first, last):
-        table = engine.forward_backward(batches(step, engine))
-        torch.distributed.all_reduce(table)
-        losses.append(float(table[0].sum() / table[1].sum()))
-        norms.append(float(engine.step(3e-3)))
+        update = engine.step(3e-3, engine.forward_backward(batches(step, engine)))
+        losses.append(float(update.loss))
+        norms.append(float(update.gradient_norm))
     return {"losses": losses, "norms": norms}
 
 
@@ -89,11 +88,10 @@ def train_masked(engine: Engine, size: int, within: bool = True) -> dict:
     """A few steps of those batches: mean losses of what counts, sums by kind of the last step, gradient norms."""
     losses, norms = [], []
     for step in range(MASKED_STEPS):
-        table = engine.forward_backward(masked_batches(step, engine, size, within))
-        torch.distributed.all_reduce(table)
-        losses.append(float(table[0, COUNTED] / table[1, COUNTED]))
-        norms.append(float(engine.step(3e-3)))
-    return {"losses": losses, "norms": norms, "table": table.tolist()}
+        update = engine.step(3e-3, engine.forward_backward(masked_batches(step, engine, size, within)))
+        losses.append(float(update.loss))
+        norms.append(float(update.gradient_norm))
+    return {"losses": losses, "norms": norms, "table": update.loss_table.tolist()}
 
 
 def expected_masked_loss(engine: Engine) -> dict:
@@ -112,7 +110,7 @@ def train_with_all_counted(engine: Engine) -> dict:
     for step in range(MASKED_STEPS):
         table = engine.forward_backward([Batch(b.ids, b.kinds, b.kinds < 99) for b in batches(step, engine)])
         losses.append(float(table[0, COUNTED] / table[1, COUNTED]))
-        norms.append(float(engine.step(3e-3)))
+        norms.append(float(engine.step(3e-3, table).gradient_norm))
     return {"losses": losses, "norms": norms}
 
 

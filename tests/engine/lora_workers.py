@@ -97,10 +97,9 @@ def train_steps(engine: Engine, first: int, last: int) -> dict:
     losses, norms = [], []
     for step in range(first, last):
         few = [Batch(batch.ids % 16, batch.kinds) for batch in batches(step, engine)]
-        table = engine.forward_backward(few, step=step)
-        torch.distributed.all_reduce(table)
-        losses.append(float(table[0].sum() / table[1].sum()))
-        norms.append(float(engine.step(5e-3)))
+        update = engine.step(5e-3, engine.forward_backward(few, step=step))
+        losses.append(float(update.loss))
+        norms.append(float(update.gradient_norm))
     return {"losses": losses, "norms": norms}
 
 

@@ -6,16 +6,9 @@ import torch
 import yaml
 
 from megatron_music.corpus.indexed import IndexedWriter
+from megatron_music.engine.sampling import RereadingReader, Validity, draw, sample_spans, span_prompts
 from megatron_music.errors import InputError
-from megatron_music.evaluation.validity import (
-    CachedReader,
-    RereadingReader,
-    Validity,
-    draw,
-    invalid_token_share,
-    sample_spans,
-    span_prompts,
-)
+from megatron_music.evaluation.validity import CachedReader, invalid_token_share
 from megatron_music.generation.decoder import LlamaDecoder
 from megatron_music.generation.models import ModelFolder
 from megatron_music.vocabulary.grammar import AudioGrammar

@@ -1,11 +1,11 @@
 """Runs that start from a checkpoint of another: what they take over, what they record, and what is refused."""
 
 import dataclasses
-import json
 import shutil
 
 import pytest
 import training_workers
+from metric_lines import measured
 
 from megatron_music.engine.processes import launch
 from megatron_music.errors import InputError
@@ -41,24 +41,19 @@ def runs(make_module_recipe, tmp_path_factory):
     return folder
 
 
-def metrics(path):
-    lines = [json.loads(line) for line in path.read_text().splitlines()]
-    return [{name: value for name, value in line.items() if name != "tokens_per_second"} for line in lines]
-
-
 def test_a_branch_counts_its_own_recipe_from_the_start(runs):
-    steps = metrics(runs / "kept" / "metrics.jsonl")
+    steps = measured(runs / "kept" / "metrics.jsonl")
     assert [step["step"] for step in steps] == [1, 2, 3, 4]
     assert [step["tokens"] for step in steps] == [256, 512, 768, 1024]
     assert [step["learning_rate"] for step in steps] == pytest.approx([0.01, 0.008, 0.006, 0.004])
     assert [step["tokens/loops"] for step in steps] == [256, 512, 768, 1024]
     # It starts where the trunk stood, near its loss and far from the 4.9 nats of 128 ids that it began with.
-    trunk = metrics(runs / "trunk" / "metrics.jsonl")
+    trunk = measured(runs / "trunk" / "metrics.jsonl")
     assert trunk[0]["loss"] > 4.7 and steps[0]["loss"] < trunk[7]["loss"] + 0.2 < 4.5
 
 
 def test_the_optimizer_state_is_kept_or_left_out(runs):
-    kept, fresh = (metrics(runs / name / "metrics.jsonl") for name in ("kept", "fresh"))
+    kept, fresh = (measured(runs / name / "metrics.jsonl") for name in ("kept", "fresh"))
     for field in ("loss", "gradient_norm"):
         assert kept[0][field] == fresh[0][field] and kept[1][field] != fresh[1][field]
     assert read_origin(runs / "kept").keeps_optimizer and not read_origin(runs / "fresh").keeps_optimizer
@@ -77,7 +72,7 @@ def test_every_checkpoint_tells_of_all_that_was_learned_before(runs):
 
 
 def test_a_branch_killed_before_its_first_checkpoint_starts_there_again(runs):
-    assert metrics(runs / "again" / "metrics.jsonl") == metrics(runs / "forgotten.jsonl")
+    assert measured(runs / "again" / "metrics.jsonl") == measured(runs / "forgotten.jsonl")
 
 
 def test_what_comes_again_is_told(runs):

@@ -6,6 +6,7 @@ import subprocess
 
 import checkpoint_workers
 import pytest
+from metric_lines import measured
 
 from megatron_music.conversion.checkpoint import CheckpointReader
 from megatron_music.engine.integrity import require_whole, size_fault
@@ -25,8 +26,7 @@ def short(make_recipe):
 
 
 def metrics_of(run):
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [{name: value for name, value in line.items() if name != "tokens_per_second"} for line in lines]
+    return measured(run / "metrics.jsonl")
 
 
 def names(run):
@@ -134,7 +134,8 @@ def test_a_full_disk_ends_no_run_but_at_its_end_and_leaves_whole_checkpoints(sho
     assert 0 < len(whole) < 4 and whole == steps(*range(1, len(whole) + 1))
     for name in whole:
         require_whole(recipe.run / "checkpoints" / name)
-    failed = [line for line in metrics_of(recipe.run) if "checkpoint_failed" in line]
+    lines = [json.loads(line) for line in (recipe.run / "metrics.jsonl").read_text().splitlines()]
+    failed = [line for line in lines if line.get("event") == "checkpoint_failed"]
     assert [line["step"] for line in failed] == list(range(len(whole) + 1, 5))
     assert f"WARNING: the checkpoint after step {len(whole) + 1} can't be written: " in told
     trained = [line for line in metrics_of(recipe.run) if "loss" in line]

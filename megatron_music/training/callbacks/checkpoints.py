@@ -16,8 +16,9 @@ from megatron_music.progress import console
 from megatron_music.recipe.phases import Step
 from megatron_music.recipe.recipe import Checkpoints
 from megatron_music.training.base import Base
-from megatron_music.training.callbacks.metrics import MetricsLog, StepMetrics
-from megatron_music.training.loop import StepReport
+from megatron_music.training.callbacks.metrics import StepMetrics
+from megatron_music.training.loop import Callback, StepReport
+from megatron_music.training.metrics_log import MetricsLog
 from megatron_music.training.origin import Origin
 from megatron_music.training.run_folder import CheckpointState, RunFolder, write_state
 
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from megatron_music.training.loop import Trainer
 
 
-class CheckpointWriter:
+class CheckpointWriter(Callback):
     """Writes checkpoints that are due, beside training or while it waits, and removes old ones.
 
     One of adapters names the ``base`` that they are trained on, one of a branch its ``origin``.
@@ -46,9 +47,6 @@ class CheckpointWriter:
         self._fault: str | None = None
         self._owes_milestone, self._last_step = False, 0
 
-    def at_start(self, trainer: "Trainer") -> None:
-        """There is nothing to keep yet."""
-
     def after_step(self, trainer: "Trainer", report: StepReport) -> None:
         """Starts to write where the step is due; all processes take part."""
         if torch.distributed.get_rank() == 0 and self._pending is not None and self._pending[1].is_done:
@@ -66,7 +64,12 @@ class CheckpointWriter:
         )
         if not self.options.asynchronous:
             self._finish()
-        self.metrics.restart_clock()
+        self.metrics.restart_clock(trainer)
+
+    def before_rollback(self, trainer: "Trainer") -> None:
+        """Waits for what is being written and removed, so that the folder holds what it will hold."""
+        self._finish()
+        trainer.engine.finish_saves()
 
     def at_end(self, trainer: "Trainer", failed: bool) -> None:
         """Waits for what is being written and removed; raises InputError where what the run ends with is not there."""
@@ -84,7 +87,12 @@ class CheckpointWriter:
         return by_steps or every_tokens is not None and before // every_tokens < step.tokens_after // every_tokens
 
     def _start(self, trainer: "Trainer", state: CheckpointState) -> None:
+        # What follows runs beside the next steps.
+        troubles = trainer.recovery.record(trainer)
+        needed_before = troubles.oldest_open(trainer.recipe.skip, state.step)
+
         def complete(folder: Path) -> None:
+            troubles.write(folder)
             trainer.recipe.save(folder / "recipe.yaml")
             if self.base is not None:
                 self.base.write(folder)
@@ -93,7 +101,9 @@ class CheckpointWriter:
             write_state(folder, state)
 
         self._last_step, self._owes_milestone = trainer.last_step, False
-        self._pending = state, trainer.engine.start_save(self.folder.checkpoint(state.step), complete, self._remove_old)
+        folder = self.folder.checkpoint(state.step)
+        saving = trainer.engine.start_save(folder, complete, lambda: self._remove_old(needed_before))
+        self._pending = state, saving
 
     def _finish(self) -> None:
         """Waits for what is being written, and tells how it went: the same on all processes."""
@@ -103,15 +113,16 @@ class CheckpointWriter:
         self._fault = fault = saving.wait()
         if fault is None:
             self.log.say(f"step {state.step}/{self._last_step}  wrote {self.folder.checkpoint(state.step)}")
+            self.log.event(state.step, "checkpoint", path=str(self.folder.checkpoint(state.step)))
             return
         self._owes_milestone |= state.is_milestone
-        self.log.write(state.step, {"checkpoint_failed": fault})
+        self.log.event(state.step, "checkpoint_failed", why=fault)
         self.log.say(f"WARNING: the checkpoint after step {state.step} can't be written: {fault}; the run goes on, and "
                      "what it learns is lost if it is killed before the next one is written")  # fmt: skip
 
-    def _remove_old(self) -> None:
+    def _remove_old(self, needed_before: int | None) -> None:
         """On the first process, in the thread that has written the newest."""
         try:
-            self.folder.remove_old(self.options.keep)
+            self.folder.remove_old(self.options.keep, needed_before)
         except OSError as error:
             console.print(f"WARNING: an old checkpoint can't be removed: {fault_of(error)}", soft_wrap=True)

@@ -10,7 +10,7 @@ import torch
 
 from megatron_music.engine.processes import STOP_SIGNALS
 from megatron_music.exits import ExitCode
-from megatron_music.training.loop import StepReport
+from megatron_music.training.loop import Callback, StepReport
 
 if TYPE_CHECKING:
     from megatron_music.training.loop import Trainer
@@ -19,7 +19,7 @@ _SAME_SECONDS = 1.0
 """A second Ctrl-C within this is the first one, passed on by the launcher."""
 
 
-class StopWhenAsked:
+class StopWhenAsked(Callback):
     """Lets the run end after a step once any process has got one of ``STOP_SIGNALS``; a context, of the main thread.
 
     All processes must choose the same step, and a step may not wait for a GPU. So each step sums the processes' flags
@@ -61,12 +61,6 @@ class StopWhenAsked:
             self.asked_at = now
         elif number == signal.SIGINT and now - self.asked_at > _SAME_SECONDS:
             os._exit(ExitCode.INTERRUPTED)
-
-    def at_start(self, trainer: "Trainer") -> None:
-        """Signals are flags from here on."""
-
-    def at_end(self, trainer: "Trainer", failed: bool) -> None:
-        """Signals are flags until the context ends."""
 
     def after_step(self, trainer: "Trainer", report: StepReport) -> None:
         """Reads what the processes knew a step ago, and tells what this one knows."""

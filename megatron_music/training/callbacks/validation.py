@@ -1,22 +1,26 @@
-"""Held-out loss by kind of token."""
+"""Held-out loss by kind of token and by task."""
 
 from typing import TYPE_CHECKING
 
+import torch
+
 from megatron_music.corpus.stream import PhaseData, SampleStream
+from megatron_music.engine.engine import KINDS
 from megatron_music.recipe.recipe import Validation
-from megatron_music.training.callbacks.metrics import MetricsLog, losses_by_group
-from megatron_music.training.data import batches_of
-from megatron_music.training.loop import StepReport
+from megatron_music.training.callbacks.metrics import in_words, mean_losses
+from megatron_music.training.data import batches_of, tasks_of
+from megatron_music.training.loop import Callback, StepReport
 from megatron_music.training.marks import Marks
+from megatron_music.training.metrics_log import MetricsLog
 
 if TYPE_CHECKING:
     from megatron_music.training.loop import Trainer
 
 
-class HeldOutLoss:
-    """Loss on the first sequences of a held-out source: before training, every few steps, and at the end of a phase.
+class HeldOutLoss(Callback):
+    """Loss on the first sequences of held-out sources: before training, every few steps, and at the end of a phase.
 
-    The source is cut at the phase's context length, always the same way, so that the values of a phase compare.
+    A source is cut at the phase's context length, always the same way, so that the values of a phase compare.
     """
 
     def __init__(self, log: MetricsLog, options: Validation):
@@ -36,16 +40,26 @@ class HeldOutLoss:
             self._measure(trainer, span.phase.context_tokens, done)
 
     def _measure(self, trainer: "Trainer", context_tokens: int, done: int) -> None:
+        kinds, tasks = 0, {}
+        for source in self.options.source:
+            task, table = self._table(trainer, source, context_tokens)
+            kinds = kinds + table[:, :KINDS]
+            tasks[task] = tasks.get(task, 0) + table[:, KINDS:]
+        total = torch.cat([kinds, *tasks.values()], dim=1)
+        torch.distributed.all_reduce(total)
+        losses = mean_losses(total, tasks)
+        self.log.write(done, {f"validation/{name}": value for name, value in losses.items()})
+        self.log.say(f"step {done}/{trainer.last_step}  held out: {in_words(losses)}")
+
+    def _table(self, trainer: "Trainer", source: str, context_tokens: int) -> tuple[str, torch.Tensor]:
+        """The task of a source, and this process' table of it."""
         copies = trainer.engine.data_processes
         # An interleaved pipeline takes micro-batches by the number of its stages.
         multiple = copies * (trainer.recipe.layout.pipeline if trainer.recipe.layout.interleave > 1 else 1)
         sequences = max(multiple, self.options.sequences // multiple * multiple)
-        phase = PhaseData(context_tokens, sequences, {self.options.source: 1.0})
-        stream = SampleStream(trainer.recipe.corpus, [phase], seed=0)
+        stream = SampleStream(trainer.recipe.corpus, [PhaseData(context_tokens, sequences, {source: 1.0})], seed=0)
         # All kinds are measured; attention reaches as far as in training.
         marks = Marks(end_of_document=trainer.marks[0].end_of_document)
         batches = batches_of(stream, 0, sequences, 1, trainer.engine.data_rank, copies, marks)
-        losses = losses_by_group(trainer.engine.forward_backward(batches, train=False))
-        self.log.write(done, {f"validation/{name}": value for name, value in losses.items()})
-        groups = "  ".join(f"{name.removeprefix('loss/')} {value:.3f}" for name, value in losses.items())
-        self.log.say(f"step {done}/{trainer.last_step}  held out: {groups}")
+        (task,) = tasks_of(stream)
+        return task, trainer.engine.forward_backward(batches, train=False, tasks=1)

@@ -1,0 +1,117 @@
+"""What ``metrics.jsonl`` tells of a run, however long it is: its first line, its last ones, and its events."""
+
+import json
+from collections import Counter, deque
+from pathlib import Path
+from typing import Any
+
+from megatron_music.errors import InputError
+
+METRICS = "metrics.jsonl"
+TREND_STEPS = 200
+"""Lines of steps that are kept for the trend of a loss."""
+EVENTS_KEPT = 8
+_SHOWN = ("skipped", "rolled_back", "checkpoint_failed", "stopped", "ended")
+_EVENT, _STEP, _HELD_OUT, _INVALID = (
+    b'"event": ',
+    b'"learning_rate": ',
+    b'"validation/loss": ',
+    b'"invalid_token_share": ',
+)
+
+
+class RunLines:
+    """A run as its metrics tell it; ``read`` goes on from where it stopped, so that a live view reads a line once.
+
+    Only events and the last lines of each sort are parsed: a file of a million lines takes a second.
+
+    Attributes:
+        plan: the last ``started`` event; empty for a run that was begun before there was one.
+        steps: the last lines of steps, oldest first.
+        held_out, invalid: the last lines of held-out losses, and of the share of invalid tokens.
+        checkpoint: the last ``checkpoint`` event.
+        events: the last of those that tell of troubles and ends; ``counts`` of each name are of all.
+        last: the last line.
+        time: of the last line that has one, seconds since 1970.
+    """
+
+    def __init__(self, run: Path):
+        self.run, self.path = Path(run), Path(run) / METRICS
+        if not self.path.is_file():
+            raise InputError(run, f"is not a run: no {METRICS}", "name a run folder, or a folder of them")
+        self._read_bytes = self._inode = 0
+        self._forget()
+        self.read()
+
+    def _forget(self) -> None:
+        self.plan, self.checkpoint, self.held_out, self.invalid, self.last = ({} for _ in range(5))
+        self.steps: deque[dict[str, Any]] = deque(maxlen=TREND_STEPS)
+        self.events: deque[dict[str, Any]] = deque(maxlen=EVENTS_KEPT)
+        self.counts: Counter[str] = Counter()
+        self.time: float | None = None
+
+    def read(self) -> None:
+        """Reads what has been added; all again where the file was written anew, as after a rollback."""
+        tails: dict[bytes, deque[bytes]] = {
+            mark: deque(maxlen=TREND_STEPS if mark == _STEP else 1) for mark in (_STEP, _HELD_OUT, _INVALID, b"")
+        }
+        try:
+            with open(self.path, "rb") as file:
+                about = self.path.stat()
+                if about.st_ino != self._inode or about.st_size < self._read_bytes:
+                    self._forget()
+                    self._read_bytes, self._inode = 0, about.st_ino
+                file.seek(self._read_bytes)
+                for text in file:
+                    if not text.endswith(b"\n"):
+                        break  # it is being written
+                    self._read_bytes += len(text)
+                    tails[b""].append(text)
+                    if _EVENT in text:
+                        self._take_event(_parsed(text))
+                    else:
+                        sort = next((mark for mark in (_STEP, _HELD_OUT, _INVALID) if mark in text), b"")
+                        tails[sort].append(text)
+        except OSError as error:
+            raise InputError(self.path, f"can't be read ({error.strerror})", "check its permissions") from None
+        self.steps += [line for line in map(_parsed, tails[_STEP]) if line]
+        self.held_out, self.invalid, self.last = (
+            next((line for line in map(_parsed, tails[mark]) if line), before)
+            for mark, before in ((_HELD_OUT, self.held_out), (_INVALID, self.invalid), (b"", self.last))
+        )
+        self.time = self.last.get("time", self.time)
+
+    def _take_event(self, line: dict[str, Any]) -> None:
+        name = line.get("event")
+        self.counts[name] += name is not None
+        if name == "started":
+            self.plan = line
+        elif name == "checkpoint":
+            self.checkpoint = line
+        elif name in _SHOWN:
+            self.events.append(line)
+
+
+def _parsed(text: bytes) -> dict[str, Any]:
+    """A line; empty where it is none: of a run that was killed while it wrote, and started again."""
+    try:
+        line = json.loads(text)
+    except ValueError:
+        return {}
+    return line if isinstance(line, dict) and isinstance(line.get("step"), int) else {}
+
+
+def runs_in(folders: list[Path]) -> list[RunLines]:
+    """The runs that are named, or that lie right below a folder that is none.
+
+    Raises InputError for a folder of neither kind.
+    """
+    found = []
+    for folder in folders:
+        if not folder.is_dir():
+            raise InputError(folder, "no such folder", "name a run folder, or a folder of them")
+        below = [] if (folder / METRICS).is_file() else sorted(folder.glob(f"*/{METRICS}"))
+        if not below:
+            found.append(RunLines(folder))
+        found += [RunLines(path.parent) for path in below]
+    return found

@@ -1,0 +1,134 @@
+"""What watching costs: steps with all of it, at the recipe's defaults, beside steps without any, in turns.
+
+    python tools/benchmark_watching.py
+
+With it: the guard, its decisions read by the host, losses by kind and task, the stopwatch, metrics every 10 steps with
+the gradient's norm by part, written to metrics.jsonl and TensorBoard. Without it: the same loop, data and network, the
+gradient's norm clipped. Processor time of all threads, so that other programs on the machine count less. One process:
+what a collective costs is not in it.
+"""
+
+import argparse
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+from training_loop import over_random_corpus
+
+from megatron_music.corpus.blend import run_stream
+from megatron_music.engine import processes
+from megatron_music.engine.engine import Engine
+from megatron_music.engine.optimizer import Update
+from megatron_music.recipe.recipe import Recipe
+from megatron_music.training.callbacks.metrics import StepMetrics
+from megatron_music.training.loop import Trainer
+from megatron_music.training.metrics_log import MetricsLog
+from megatron_music.training.recovery import Recovery
+from megatron_music.training.run_folder import RunFolder
+from megatron_music.training.troubles import Troubles
+from megatron_music.vocabulary.vocabulary import Vocabulary
+
+VOCABULARY = 4096
+
+
+class Unguarded:
+    """A guard that lets every update pass without a look."""
+
+    def judge(self, loss: torch.Tensor, gradient_norm: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return torch.zeros((), device=loss.device), loss
+
+    def forget(self) -> None:
+        pass
+
+
+class Unread(Recovery):
+    """Nobody reads decisions."""
+
+    def note(self, step: int, update: Update) -> None:
+        pass
+
+
+class Stopped:
+    """No time is taken."""
+
+    def lap(self, part: str) -> None:
+        pass
+
+    def restart(self) -> None:
+        pass
+
+
+def recipe_of(options: argparse.Namespace) -> Recipe:
+    """A small Llama whose steps are as short as the options make them."""
+    content = {
+        "name": "watching",
+        "vocabulary": "none",
+        "corpus": "none",
+        "run": "none",
+        "precision": "fp32",
+        "network": {
+            "hidden_size": options.hidden,
+            "layers": options.layers,
+            "attention_heads": 4,
+            "key_value_heads": 4,
+            "ffn_hidden_size": options.hidden * 11 // 4,
+            "position_limit": options.context,
+        },
+        "phases": [
+            {
+                "name": "only",
+                "tokens": 1,
+                "context_tokens": options.context,
+                "batch_sequences": 4,
+                "learning_rate": 1e-4,
+                "mixture": {"random": 1},
+            }
+        ],
+    }
+    return Recipe.parse(content, "benchmark.yaml")
+
+
+def main() -> None:
+    """Runs the turns and prints the medians of their seconds a step, and of the rounds' ratios."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    defaults = {"hidden": 256, "layers": 4, "context": 512, "rounds": 10, "steps": 10, "threads": 1}
+    for name, default in defaults.items():
+        parser.add_argument(f"--{name}", type=int, default=default)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    recipe = recipe_of(options)
+    processes.join(recipe.layout)
+    engine = Engine(recipe, VOCABULARY)
+    with tempfile.TemporaryDirectory() as name:
+        recipe = over_random_corpus(recipe, VOCABULARY, Path(name), 2 * (options.rounds + 1) * options.steps)
+        log = MetricsLog(RunFolder(Path(name)), 0)
+        arguments = recipe, Vocabulary.load(recipe.vocabulary), engine, run_stream(recipe)
+        rule, folder = recipe.skip, RunFolder(Path(name))
+        bare = Trainer(*arguments, [], Unread(log, folder, rule, Troubles()))
+        bare.tasks, bare.stopwatch = {}, Stopped()
+        metrics = StepMetrics(log, recipe.watch.log_every_steps)
+        watched = Trainer(*arguments, [metrics], Recovery(log, folder, rule, Troubles()))
+        guards = {id(bare): Unguarded(), id(watched): engine.guard}
+        seconds: dict[int, list[float]] = {id(bare): [], id(watched): []}
+        done = 0
+        for _ in range(options.rounds + 1):
+            for trainer in (bare, watched):
+                engine.guard = guards[id(trainer)]
+                engine.before_reduction = lambda stopwatch=trainer.stopwatch: stopwatch.lap("forward_backward")
+                began = time.process_time()
+                trainer.run(done, done + options.steps)
+                seconds[id(trainer)].append((time.process_time() - began) / options.steps)
+                done += options.steps
+        log.close()
+    without, with_it = (seconds[id(trainer)][1:] for trainer in (bare, watched))  # the first round warms up
+    ratios = sorted(b / a - 1 for a, b in zip(without, with_it, strict=True))
+    print(f"a step without watching {statistics.median(without):.4f} s, with it {statistics.median(with_it):.4f} s of "
+          f"processor time (medians of {options.rounds} turns of {options.steps})")  # fmt: skip
+    print(f"cost: {statistics.median(ratios):.2%} (by round {ratios[0]:.2%} to {ratios[-1]:.2%})")
+    processes.leave()
+
+
+if __name__ == "__main__":
+    main()
