@@ -97,6 +97,9 @@ class Trainer:
                 report = self._do(step_at(self.spans, index), loader)
                 for callback in self.callbacks:
                     callback.after_step(self, report)
+                self.stopwatch.lap("callbacks")
+                done = index + 1
+                if self.is_stopping:
                     break
                 index = self.recovery.next_step(self, index + 1, last_step)
             failed = False
