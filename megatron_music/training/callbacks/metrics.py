@@ -69,9 +69,6 @@ class StepMetrics(Callback):
         done = step.index + 1
         return done % self.every_steps == 0 or done == step.span.last_step
 
-    def at_end(self, trainer: "Trainer", failed: bool) -> None:
-        """Nothing is left to do."""
-
     def after_step(self, trainer: "Trainer", report: StepReport) -> None:
         """Writes where the step is due."""
         step, phase = report.step, report.step.span.phase

@@ -30,9 +30,6 @@ class HeldOutLoss(Callback):
         """Measures the untrained network."""
         self._measure(trainer, trainer.spans[0].phase.context_tokens, done=0)
 
-    def at_end(self, trainer: "Trainer", failed: bool) -> None:
-        """Nothing is left to do."""
-
     def after_step(self, trainer: "Trainer", report: StepReport) -> None:
         """Measures where the step is due."""
         done, span = report.step.index + 1, report.step.span
