@@ -183,23 +183,37 @@ class _StaticStep:
         self.row_R = torch.arange(rows, device=device)
         self.ids_R = torch.zeros(rows, dtype=torch.long, device=device)
         self.positions_R = torch.full((rows,), decoder.positions, device=device)
+        self.placed = [decoder.positions] * rows
+        self.rows: list[int] = []
+        self.read_R = torch.empty(0, dtype=torch.long, device=device)
         self.graph: torch.cuda.CUDAGraph | None = None
 
     def read(self, ids_R: torch.Tensor, rows: Sequence[int]) -> torch.Tensor:
         """Appends an id to each of ``rows``; the network's output (R, hidden)."""
-        positions = [self.decoder.positions] * len(self.ids_R)
-        for row in rows:
-            positions[row] = self.decoder.lengths[row]
         if self.decoder.device.type == "cuda" and self.graph is None:
             self._capture()
-        read_R = torch.tensor(rows, device=self.decoder.device)
-        self.ids_R[read_R] = ids_R
-        self.positions_R.copy_(torch.tensor(positions))
+        self._place(list(rows))
+        self.ids_R[self.read_R] = ids_R
         if self.graph is None:
-            return self.step()[read_R]
+            return self.step()[self.read_R]
         self.graph.replay()
         # A copy: the next replay writes over it.
-        return self.output[read_R]
+        return self.output[self.read_R]
+
+    def _place(self, rows: list[int]) -> None:
+        """Puts ``rows`` at the end of what they hold, all others at rest.
+
+        What comes from the host waits until the device has done all before. Where the same rows go on, nothing does.
+        """
+        lengths, before = self.decoder.lengths, self.placed
+        self.placed = [self.decoder.positions] * len(before)
+        for row in rows:
+            self.placed[row] = lengths[row]
+        if rows == self.rows and all(self.placed[row] == before[row] + 1 for row in rows):
+            self.positions_R[self.read_R] += 1
+            return
+        self.rows, self.read_R = rows, torch.tensor(rows, device=self.decoder.device)
+        self.positions_R.copy_(torch.tensor(self.placed))
 
     def step(self) -> torch.Tensor:
         """The output (rows, hidden) for ``ids_R`` at ``positions_R``; those at rest stand behind the last position."""
@@ -217,15 +231,17 @@ class _StaticStep:
 
     def _capture(self) -> None:
         """Records the step; all rows are at rest meanwhile, so that no cache changes."""
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            for _ in range(WARM_UP_STEPS):
-                self.step()
-        torch.cuda.current_stream().wait_stream(stream)
-        self.graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.graph):
-            self.output = self.step()
+        # Streams and graphs are the current device's, which need not be the network's.
+        with torch.cuda.device(self.decoder.device):
+            stream = torch.cuda.Stream()
+            stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(stream):
+                for _ in range(WARM_UP_STEPS):
+                    self.step()
+            torch.cuda.current_stream().wait_stream(stream)
+            self.graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(self.graph):
+                self.output = self.step()
 
 
 @dataclass(frozen=True)

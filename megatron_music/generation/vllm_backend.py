@@ -61,7 +61,7 @@ class VllmBackend:
             from vllm.platforms import current_platform
         except ImportError as error:
             raise InputError("--backend", f"vLLM can't be imported ({error})", HOW_TO_INSTALL) from None
-        if current_platform.device_type != torch.device(device).type:
+        if device != current_platform.device_type:
             found = f"this vLLM runs on {current_platform.device_type or 'no device here'}, not on {device}"
             raise InputError("--backend", found, "name another --device, or install vLLM for this one")
         self._folders, self._dtype, self._keep = folders, dtype, keep

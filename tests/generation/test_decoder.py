@@ -93,6 +93,28 @@ def test_the_static_step_reads_any_rows_up_to_the_last_position(network):
         torch.testing.assert_close(decoder.score(output[None])[0], expected, atol=2e-5, rtol=1e-5)
 
 
+def test_rows_that_go_on_ask_nothing_of_the_host(network, monkeypatch):
+    """On a GPU a tensor from the host's memory waits for the device; from the second token on there is none."""
+    torch.manual_seed(3)
+    ids_RT = torch.randint(0, 384, (2, 12))
+    decoder = LlamaDecoder(network, 3, 12, static=True)
+    decoder.read(ids_RT[:, :5], [0, 2])
+    decoder.read(ids_RT[:, 5:6], [0, 2])
+
+    def refuse(*_, **__):
+        raise AssertionError("a tensor comes from the host")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "tensor", refuse)
+        outputs = [decoder.read(ids_RT[:, place : place + 2], [0, 2]) for place in (6, 8)]
+    decoder.take_back(2, 1)
+    read_again = decoder.read(ids_RT[1:, 9:10], [2])
+    found = [*decoder.score(torch.cat([*outputs, read_again]))]
+    for (row, length), logits in zip([(0, 8), (1, 8), (0, 10), (1, 10), (1, 10)], found, strict=True):
+        expected = whole_sequence_logits(network, ids_RT[row, :length].tolist())[-1]
+        torch.testing.assert_close(logits, expected, atol=2e-5, rtol=1e-5)
+
+
 def test_the_static_step_is_nothing_but_operations_on_tensors(network):
     """Torch traces it whole: no branch, no value that Python would wait for; else it could not be replayed."""
     decoder = LlamaDecoder(network, 2, 8, static=True)
