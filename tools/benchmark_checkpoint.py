@@ -3,8 +3,8 @@
 One process trains a network on random ids, pinned to one core; the thread that writes, sums and syncs is pinned to
 another. In every round each way of saving has its turn, in a new order: the same steps, with a checkpoint at their
 beginning, which is synced to disk. What a way costs is how much longer its steps and its wait take than the same steps
-without a save; at the end the thread is waited for outside the time, and it is checked that it was done within the
-steps, as it is at the intervals of a run.
+without a save. A write that is not done within the steps, as it is within the intervals of a run, is waited for outside
+the time, and told.
 
     python tools/benchmark_checkpoint.py
     python tools/benchmark_checkpoint.py --hidden 768 --steps 24 --folder /mnt/disk/scratch
@@ -50,6 +50,7 @@ def main() -> None:
     try:
         measure(engine, folder, cores, options)
     finally:
+        engine.finish_saves()
         shutil.rmtree(folder)
     processes.leave()
 
@@ -118,7 +119,8 @@ def turn(engine: Engine, folder: Path, writer: threading.Thread, way: str, steps
     train(engine, steps)
     found[way] = Times.now(trainer) - began
     if way == "beside" and not saving.is_done:
-        raise SystemExit(f"the write takes longer than {steps} steps; give more --steps")
+        print(f"      the write took longer than {steps} steps: give more --steps, so that all of it counts")
+        saving.wait()
     return found
 
 
