@@ -343,7 +343,7 @@ def submit(
 
 @app.command(epilog="Example: megatron-music status runs/yue_7b --live")
 def status(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders, or a folder of them.")],
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN", help="Run folders, or a folder of them.")],
     live: Annotated[bool, typer.Option("--live", help="Draw again until the runs end, or Ctrl-C.")] = False,
     every: Annotated[float, typer.Option(min=0.1, help="Seconds between drawings.")] = 2.0,
     as_json: Annotated[bool, typer.Option("--json", help="Print all of it as JSON.")] = False,
