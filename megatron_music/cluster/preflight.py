@@ -99,14 +99,17 @@ def run_process(folder: Path) -> None:
 
 
 def judge(found: Sequence[Health]) -> list[Health]:
-    """Adds the faults that only show beside the others: rates below ``SLOW`` of the median."""
+    """Adds the faults that only show beside the others: rates of GPUs below ``SLOW`` of the median.
+
+    CPUs are not judged: what else runs on them makes them as slow.
+    """
     judged = list(found)
     for name, what in (("products_tflops", "TFLOP/s"), ("node_gbs", "GB/s within the node"),
                        ("next_gbs", "GB/s to the next node")):  # fmt: skip
         rates = [getattr(health, name) for health in found if getattr(health, name) is not None]
         for at, health in enumerate(judged):
             rate = getattr(health, name)
-            if rate is not None and rate < SLOW * statistics.median(rates):
+            if health.device != "cpu" and rate is not None and rate < SLOW * statistics.median(rates):
                 fault = f"{rate:.3g} {what}, where the median is {statistics.median(rates):.3g}"
                 judged[at] = replace(health, faults=(*health.faults, fault))
     return judged

@@ -32,6 +32,8 @@ def test_what_is_half_as_fast_as_the_others_is_not_fit():
              for rank, rate in enumerate(rates)]  # fmt: skip
     judged = judge(found)
     assert [health.faults for health in judged] == [(), (), ("19 GB/s to the next node, where the median is 40",), ()]
+    on_cpus = [Health(health.rank, health.node, "cpu", next_gbs=health.next_gbs) for health in found]
+    assert judge(on_cpus) == on_cpus
     assert [line.split()[-1] for line in report(judged).splitlines()[1:]] == ["yes", "yes", "no", "yes"]
 
 

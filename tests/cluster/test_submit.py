@@ -103,6 +103,22 @@ def test_preempted_and_requeued_it_learns_what_an_uninterrupted_run_learns(slurm
     assert names <= {path.name for path in (recipe.run / "submitted").iterdir()}
 
 
+def test_a_cancelled_job_is_not_requeued_though_its_run_stops_with_a_checkpoint(slurm, make_recipe, tmp_path):
+    """With a stand-in for Python, which ends as a run does that is told to stop: the sbatch file is what is tested."""
+    python, started = tmp_path / "bin" / "python", tmp_path / "started"
+    python.parent.mkdir()
+    lines = ["#!/bin/bash", '[ "$3" = preflight ] && exit', "trap 'exit 75' USR1 TERM", f"touch {started}"]
+    python.write_text("\n".join([*lines, "sleep infinity &", "wait"]) + "\n")
+    python.chmod(0o755)
+    told = submit(make_recipe(), Job(1, **SMALL, environment=f"PATH={python.parent}:$PATH"))
+    job = re.search(r"^job (\d+); log: ", told, re.MULTILINE)[1]
+    wait_until(started.exists, "the run")
+    slurm.call("scancel", job)
+    wait_until(lambda: not slurm.queue(), "an empty queue")
+    shown = slurm.call("scontrol", "show", "job", job)
+    assert "JobState=CANCELLED" in shown and "ExitCode=75:0" in shown and "Restarts=0" in shown
+
+
 def test_a_chain_has_a_job_for_each_phase_that_waits_for_the_one_before(slurm, make_recipe):
     told = submit(make_recipe(), Job(1, **SMALL, sbatch=parse_options(["hold"])), "chain")
     jobs = re.findall(r"^job (\d+): until the end of ([\w-]+); ", told, re.MULTILINE)
