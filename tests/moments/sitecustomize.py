@@ -90,9 +90,9 @@ def _wrap_engine(engine: type) -> None:
         os.environ.setdefault("TRAINER", str(os.getpid()))
 
     @functools.wraps(step)
-    def step_reached(self, learning_rate):
+    def step_reached(self, *arguments, **options):
         _reach("step")
-        return step(self, learning_rate)
+        return step(self, *arguments, **options)
 
     engine.step = step_reached
 
