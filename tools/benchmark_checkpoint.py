@@ -133,8 +133,7 @@ def train(engine: Engine, steps: int) -> None:
     """Steps of one sequence of random ids each."""
     for step in range(steps):
         ids = np.random.default_rng(step).integers(0, VOCABULARY, (1, CONTEXT + 1))
-        engine.forward_backward([Batch(ids, np.zeros(ids.shape, np.uint8))])
-        engine.step(1e-4)
+        engine.step(1e-4, engine.forward_backward([Batch(ids, np.zeros(ids.shape, np.uint8))]))
 
 
 def recipe_of(options: argparse.Namespace) -> Recipe:
