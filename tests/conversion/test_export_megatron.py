@@ -29,8 +29,8 @@ def test_the_weights_alone_are_those_of_the_checkpoint(trained_run, tmp_path):
     assert sizes[0] < 0.35 * sizes[1]
 
     # On to Hugging Face: the same as at once, and megatron-core computes with it what transformers does.
-    export_checkpoint(whole, tmp_path / "at_once")
-    export_checkpoint(alone, tmp_path / "on", verify=True)
+    export_checkpoint(whole, tmp_path / "at_once", "float32")
+    export_checkpoint(alone, tmp_path / "on", "float32", verify=True)
     at_once, on = (load_file(tmp_path / name / "model.safetensors") for name in ("at_once", "on"))
     assert at_once.keys() == on.keys() and all(at_once[name].equal(on[name]) for name in on)
     documents = [json.loads((tmp_path / name / "documents.json").read_text()) for name in ("at_once", "on", "alone")]
