@@ -175,6 +175,7 @@ def test_a_run_goes_on_exactly_also_from_a_base_that_moved(base, trained_run, tm
         shutil.rmtree(copy.run / "checkpoints" / "step_000008")
     path = newest(copies[1]) / "base.json"
     path.write_text(path.read_text().replace(str(base / "in"), str(tmp_path / "gone")))
+    (path.parent / "files.json").unlink()  # it would tell that another base is written there
     other = recipe_of(base, tmp_path / "next", trained_run, checkpoints={"every_steps": 4})
     launch(run_all, 1, [(copies[0], None), (copies[1], moved), (other, newest(plain))])
     expected = measured(RunFolder(plain.run).metrics)
