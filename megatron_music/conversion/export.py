@@ -58,9 +58,11 @@ class Trained:
         checkpoint = Path(checkpoint)
         if not checkpoint.is_dir():
             raise InputError(checkpoint, "no such checkpoint", "name one such as RUN/checkpoints/step_000100")
-        complete = RunFolder(checkpoint).complete_checkpoints()
-        if complete:
-            checkpoint = complete[-1][0]
+        run = RunFolder(checkpoint)
+        # Where none is complete, the newest is told to be damaged, and why.
+        found = [folder for folder, _ in run.complete_checkpoints()] or run.step_folders()
+        if found:
+            checkpoint = found[-1]
         state = read_state(checkpoint)
         require_whole(checkpoint)
         imported = (checkpoint / NETWORK).is_file()

@@ -62,7 +62,7 @@ def measure_all(folder: Path, cases: dict[str, dict], ports: list[str]) -> None:
 def measure(engine: Engine) -> dict[str, int]:
     """Parameters, and bytes of weights, gradients and optimizer as they lie in memory; and what a step takes on top."""
     # Garbage and what gloo's threads have yet to let go of only add to it, more on a busy machine.
-    peak = min(highest_of_a_step(engine) for _ in range(3))
+    peak = min(highest_of_a_step(engine) for _ in range(6))
     buffers = [buffer for chunk in engine.chunks for buffer in chunk.buffers]
     parameters = [parameter for chunk in engine.chunks for parameter in chunk.parameters()]
     weights = storages([*(buffer.param_data for buffer in buffers), *parameters])

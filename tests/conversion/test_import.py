@@ -168,7 +168,8 @@ def test_training_goes_on_from_an_imported_network(exported, trained_run, tmp_pa
     recipe = Recipe.parse(content, tmp_path / "recipe.yaml")
     train(recipe, 1, tmp_path / "in")
     lines = [json.loads(line) for line in RunFolder(recipe.run).metrics.read_text().splitlines()]
-    assert [line["step"] for line in lines if "loss" in line] == [1, 2]
+    lines = [line for line in lines if "loss" in line]
+    assert [line["step"] for line in lines] == [1, 2]
     stream = run_stream(recipe)
     ids = torch.from_numpy(np.stack([stream.sample(index).ids for index in range(4)])).long()
     network = AutoModelForCausalLM.from_pretrained(exported, local_files_only=True).eval()

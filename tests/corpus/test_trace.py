@@ -13,6 +13,7 @@ from megatron_music.corpus.blend import run_stream
 from megatron_music.corpus.contents import SCHEMA
 from megatron_music.corpus.shuffle import EpochOrder, Mixture, seeded_earlier, seeded_permutation
 from megatron_music.corpus.trace import trace_song
+from megatron_music.engine.integrity import names_of_files, synced_marks, write_list
 from megatron_music.errors import InputError
 from megatron_music.files import write_json
 from megatron_music.recipe.phases import phase_spans, step_at
@@ -169,7 +170,9 @@ def test_the_verb_says_how_much_of_it_is_done(corpus, make_recipe):
     first = planned[3].split()
     assert first[:2] == [found[0].phase, found[0].source]
     assert first[4:6] == [str(found[0].step), str(found[0].sample)]
-    write_state(run / "checkpoints" / "step_000100", CheckpointState(100, 6400, "phase-0", False))
+    checkpoint = run / "checkpoints" / "step_000100"
+    write_state(checkpoint, CheckpointState(100, 6400, "phase-0", False))
+    write_list(checkpoint, synced_marks(checkpoint, names_of_files(checkpoint)))
     Origin("other/run", "other", 3, 300, "a", 300, 64, keeps_optimizer=True).write(run)
     done = sum(place.tokens for place in found if place.step <= 100)
     begun = trace(run).splitlines()

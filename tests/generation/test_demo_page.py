@@ -96,7 +96,8 @@ def visit(server, browser):
         page.set_default_timeout(PATIENCE_MS)
         page.on("request", lambda request: asked.append(request.url))
         page.goto(f"http://127.0.0.1:{server.port}/")
-        page.wait_for_selector("#generate")
+        for part in ("#generate", "#status"):
+            page.wait_for_selector(part, state="attached")
         page.evaluate(RECORD_STATUS)
         pages.append(page)
         return page

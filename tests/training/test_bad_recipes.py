@@ -8,7 +8,7 @@ import torch
 import yaml
 
 from megatron_music import cli
-from megatron_music.engine import processes
+from megatron_music.engine import elastic
 
 RAMP = {"start_sequences": 2, "add_sequences": 1, "tokens": 256}
 LORA = {"rank": 4, "alpha": 8}
@@ -118,7 +118,7 @@ def train(make_recipe, tmp_path, monkeypatch, capsys):
     def run(overrides, options):
         sets = [argument for field, value in overrides.items() for argument in ("--set", f"{field}={as_yaml(value)}")]
         monkeypatch.setattr(sys, "argv", ["megatron-music", "train", str(path), *options, *sets])
-        monkeypatch.setattr(processes, "launch", never)
+        monkeypatch.setattr(elastic, "start", never)
         monkeypatch.chdir(tmp_path)
         with pytest.raises(SystemExit) as stopped:
             cli.main()

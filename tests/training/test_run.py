@@ -164,9 +164,9 @@ def test_a_run_folder_refuses_another_recipe_and_forgets_what_is_done_again(make
     folder = RunFolder(recipe.run)
     folder.open(recipe)
     folder.metrics.write_text('{"step": 3, "loss": 1}\n{"step": 4, "lo')
-    folder.forget_metrics_after(3)
+    folder.forget_metrics_after(3, [])
     assert folder.metrics.read_text() == '{"step": 3, "loss": 1}\n'
-    folder.forget_metrics_after(-1)
+    folder.forget_metrics_after(-1, [])
     assert folder.metrics.read_text() == ""
     with pytest.raises(InputError, match="was started with another `seed`"):
         folder.open(make_recipe(seed=2))

@@ -20,6 +20,9 @@ _replace = os.replace
 
 def _install(file: str, count: int, after: bool, victim: str, once: str, signal_name: str) -> None:
     numbers = itertools.count(1)
+    if signal_name == "SIGINT":
+        # A shell that starts a command in the background lets it, and all that it starts, ignore this one.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def strike() -> None:
         try:
