@@ -120,7 +120,7 @@ def losses_by_phase(stage: str) -> dict[str, dict[str, float]]:
             losses[phase_of[line["step"]]] = {
                 name.removeprefix("validation/").removeprefix("loss/"): value
                 for name, value in line.items()
-                if name.startswith("validation/")
+                if name.startswith("validation/loss")
             }
     return losses
 
