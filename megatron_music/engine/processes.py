@@ -28,6 +28,9 @@ _PORTS = 20_000, 32_000
 _COLLECTIVES = datetime.timedelta(hours=2)
 """Timeout of collectives: the watchdog is there before, with stacks; theirs ends a process without."""
 
+_REAP_SECONDS = 1.0
+"""For processes that end together to be seen to."""
+
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 """What asks a run to stop with a checkpoint: the system's, SLURM's and Ctrl-C."""
 
@@ -218,6 +221,12 @@ def _wait(workers: list, errors: Any, asked: list[int]) -> None:
         ended = [waiting.pop(sentinel) for sentinel in connection.wait(list(waiting))]
         for _, worker in ended:
             worker.join()
+        if waiting and any(worker.exitcode for _, worker in ended):
+            # Who failed because another was killed can be seen before it.
+            late = [waiting.pop(sentinel) for sentinel in connection.wait(list(waiting), _REAP_SECONDS)]
+            for _, worker in late:
+                worker.join()
+            ended += late
         # Those that were killed first: the others fail because of them.
         for rank, worker in sorted(ended, key=lambda item: item[1].exitcode):
             error = _end_of(f"process {rank} of {len(workers)}", worker.exitcode, errors, asked)
