@@ -1,0 +1,34 @@
+"""The command line: one command a verb, no logic."""
+
+import sys
+
+import typer
+
+from megatron_music.cli import data, runs, trained
+from megatron_music.cli.app import app
+from megatron_music.errors import InputError
+from megatron_music.exits import ExitCode, RunEnded
+
+# Imported for their verbs, which stand in `--help` in this order.
+__all__ = ["app", "data", "main", "runs", "trained"]
+
+
+def main() -> None:
+    """Runs the command line; what ends it with which status stands in ``exits``."""
+    try:
+        app()
+    except InputError as error:
+        if "--debug" in sys.argv:
+            raise
+        if not error.told_by_another:
+            typer.echo(f"error: {error}", err=True)
+        sys.exit(ExitCode.BAD_INPUT)
+    except RunEnded as error:
+        typer.echo(error, err=True)
+        sys.exit(error.code)
+    except OSError as error:
+        if "--debug" in sys.argv:
+            raise
+        where = f"{error.filename}: " if error.filename else ""
+        typer.echo(f"error: {where}{error.strerror or error}; make room or mend it and run again", err=True)
+        sys.exit(ExitCode.FAILED)
