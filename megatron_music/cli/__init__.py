@@ -4,13 +4,13 @@ import sys
 
 import typer
 
-from megatron_music.cli import data, runs, trained
+from megatron_music.cli import data, measured, predicted, runs, trained
 from megatron_music.cli.app import app
 from megatron_music.errors import InputError
 from megatron_music.exits import ExitCode, RunEnded
 
 # Imported for their verbs, which stand in `--help` in this order.
-__all__ = ["app", "data", "main", "runs", "trained"]
+__all__ = ["app", "data", "main", "measured", "predicted", "runs", "trained"]
 
 
 def main() -> None:

@@ -1,13 +1,11 @@
-"""Verbs of what was trained: in and out, singing, measuring."""
+"""Verbs of what was trained: in and out, singing."""
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from megatron_music.cli.app import app
-from megatron_music.errors import InputError
 
 Verify = Annotated[bool, typer.Option("--verify", help="Compare every weight, and the logits of both sides.")]
 
@@ -156,26 +154,3 @@ def demo(
 
     models = Models(stage1, stage2, codec, weights, vocoder, vocabulary, tokenizer, device)
     serve(models, folder, host, port, known_tags, say=typer.echo)
-
-
-@app.command(epilog="Example: megatron-music evaluate model hf corpus/lyrics_to_song corpus/lyrics_to_song_held_out")
-def evaluate(
-    what: Annotated[str, typer.Argument(help="model")],
-    model: Annotated[Path, typer.Argument(help="Exported stage-1 model.")],
-    train: Annotated[Path, typer.Argument(help="Source that the bigram is fitted on.")],
-    held_out: Annotated[Path, typer.Argument(help="Source of held-out songs.")],
-    positions: Annotated[int, typer.Option(min=1, help="Audio positions sampled freely.")] = 2000,
-    seed: Annotated[int, typer.Option(help="Seed of the samples.")] = 0,
-    out: Annotated[Path | None, typer.Option(help="JSON file to write.", show_default="print")] = None,
-) -> None:
-    """Measure a model: held-out loss beside a bigram's, and the share of invalid ids in free samples."""
-    from megatron_music.evaluation.model import evaluate_model
-    from megatron_music.files import write_json
-
-    if what != "model":
-        raise InputError("evaluate", f"{what!r} can't be evaluated", "write `evaluate model`")
-    measured = evaluate_model(model, train, held_out, positions, seed)
-    if out is None:
-        typer.echo(json.dumps(measured, indent=2))
-    else:
-        write_json(out, measured)

@@ -1,0 +1,38 @@
+"""`evaluate`: measures of models and of songs."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from megatron_music.cli.app import app
+
+evaluate = typer.Typer(
+    help="Measure what can be measured: models and songs.",
+    no_args_is_help=True,
+    epilog="Example: megatron-music evaluate model hf corpus/lyrics_to_song corpus/lyrics_to_song_held_out",
+)
+app.add_typer(evaluate, name="evaluate")
+
+
+@evaluate.command(
+    epilog="Example: megatron-music evaluate model hf corpus/lyrics_to_song corpus/lyrics_to_song_held_out"
+)
+def model(
+    folder: Annotated[Path, typer.Argument(help="Exported stage-1 model.")],
+    train: Annotated[Path, typer.Argument(help="Source that the bigram is fitted on.")],
+    held_out: Annotated[Path, typer.Argument(help="Source of held-out songs.")],
+    positions: Annotated[int, typer.Option(min=1, help="Audio positions sampled freely.")] = 2000,
+    seed: Annotated[int, typer.Option(help="Seed of the samples.")] = 0,
+    out: Annotated[Path | None, typer.Option(help="JSON file to write.", show_default="print")] = None,
+) -> None:
+    """Measure a model: held-out loss beside a bigram's, and the share of invalid ids in free samples."""
+    from megatron_music.evaluation.model import evaluate_model
+    from megatron_music.files import write_json
+
+    measured = evaluate_model(folder, train, held_out, positions, seed)
+    if out is None:
+        typer.echo(json.dumps(measured, indent=2))
+    else:
+        write_json(out, measured)
