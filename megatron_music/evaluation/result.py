@@ -1,8 +1,8 @@
 """What `evaluate` has found, as the one file that its verbs write and read: ``evaluation.json``.
 
-Who measures something registers what the measure is (``register``) and makes ``SongResult`` and ``SystemResult`` of what was found;
-``Evaluation.of`` puts them together. A number that could not be had is absent, never 0; why stands among the song's
-problems, or in ``missing`` with the way to get it.
+Who measures something registers what the measure is (``register``) and makes ``SongResult`` and ``SystemResult`` of
+what was found; ``Evaluation.of`` puts them together. A number that could not be had is absent, never 0; why stands
+among the song's problems, or in ``missing`` with the way to get it.
 """
 
 from collections.abc import Iterable, Sequence

@@ -92,7 +92,7 @@ SONG = ("systems", 0, "songs", 1)
         ([*SONG, "problem"], [], "systems[0].songs[1].problem: unknown field; did you mean problems?"),
         ([*SONG, "problems"], "silent", "systems[0].songs[1].problems: found 'silent'; write a list"),
         ([*SONG, "name"], "song 0", "systems[0]: two songs are named 'song 0'; name them apart"),
-        ([*SONG, "details"], {"a": [1, float("inf")]}, "systems[0].details.a.list[1].float: found inf; write a finite"),
+        ([*SONG, "details"], {"a": [1, float("inf")]}, "details.a.list[1].float: found inf; write a finite"),
         (["systems", 0, "measures", "word_error_rate", "low"], 0.5, "low 0.5 is above high 0.3"),
         (["measures", "vocal_range", "better"], "louder", "found 'louder'; choose 'higher' or 'lower'"),
     ],
