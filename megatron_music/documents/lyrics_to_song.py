@@ -6,18 +6,20 @@ released preprocessor writes. Each of these texts is encoded on its own. Where i
 segment is rejected, the released preprocessor writes a document of the header alone; a song with a segment that has no
 text or no span (``songs/manifest.py``) is rejected, the released one leaves the segment out; a segment may lack
 ``duration``, the released one then leaves it out.
+
+Two options are for comparison with what YuE's authors left: the codes of the mix in place of two tracks, and the lyrics
+in the header alone, with the same audio in one span behind it.
 """
 
-from collections.abc import Iterator
 from dataclasses import replace
-from typing import Literal
+from typing import Literal, Self
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from megatron_music.documents.document import Document, DocumentBuilder, DocumentContext, dual_track
+from megatron_music.documents.document import Document, DocumentBuilder, DocumentContext
 from megatron_music.documents.tags import TagOptions, tag_text
-from megatron_music.documents.tracks import Pair, TrackOptions, load_pair
+from megatron_music.documents.tracks import SongAudio, TrackOptions, load_audio
 from megatron_music.songs.filters import count_lines, without_irrelevant_text
 from megatron_music.songs.song import Rejected, Segment, Song
 
@@ -28,6 +30,8 @@ class LyricsOptions(TrackOptions, TagOptions):
     """Options of lyrics-to-song documents.
 
     Attributes:
+        tracks: vocals and accompaniment interleaved, or the mix.
+        lyrics: before each segment's audio, or in the header alone, whose audio is then one span: that of the segments.
         header: False gives the released preprocessor's other form: no header and no segment marks, each segment's text
             after an instruction of its own.
         instruction_dropout: share of segments whose instruction is left out, in the form without the header.
@@ -41,6 +45,8 @@ class LyricsOptions(TrackOptions, TagOptions):
     """
 
     instruction: str = INSTRUCTION
+    tracks: Literal["dual", "mix"] = "dual"
+    lyrics: Literal["by_segment", "prepended"] = "by_segment"
     header: bool = True
     instruction_dropout: float = Field(0.0, ge=0, le=1)
     min_segment_s: float = Field(1.0, ge=0)
@@ -49,19 +55,29 @@ class LyricsOptions(TrackOptions, TagOptions):
     min_lyric_lines: int = Field(0, ge=0)
     remove_irrelevant_text: bool = False
 
+    @model_validator(mode="after")
+    def _holds_lyrics(self) -> Self:
+        if self.lyrics == "prepended" and not self.header:
+            raise ValueError("lyrics: prepended without a header leaves no lyrics; take `header: false` out")
+        return self
+
 
 def documents(song: Song, context: DocumentContext, rng: np.random.Generator, options: LyricsOptions) -> list[Document]:
     """The one document of a song; raises Rejected where it has none."""
     lyrics = usable_lyrics(song, options)
-    pair = load_pair(song, context, options)
-    segments = usable_segments(lyrics, pair, options)
+    audio = load_audio(song, context, options, options.tracks)
+    segments = usable_segments(lyrics, audio, options)
     builder = DocumentBuilder(context)
     if options.header:
         builder.text(header_text(song, lyrics, rng, options))
-        append_segments(builder, segments, pair, context)
+    if options.lyrics == "prepended":
+        spans = [_span(segment, audio) for segment in segments]
+        builder.audio(np.concatenate([ids for ids, _ in spans]), np.concatenate([kinds for _, kinds in spans]))
+    elif options.header:
+        append_segments(builder, segments, audio)
     else:
-        _append_instructed_segments(builder, segments, pair, context, rng, options)
-    return [builder.build(song.id, segments_seconds(segments, pair))]
+        _append_instructed_segments(builder, segments, audio, rng, options)
+    return [builder.build(song.id, segments_seconds(segments, audio))]
 
 
 def header_text(song: Song, lyrics: list[Segment], rng: np.random.Generator, options: LyricsOptions) -> str:
@@ -83,60 +99,55 @@ def usable_lyrics(song: Song, options: LyricsOptions) -> list[Segment]:
     return segments
 
 
-def usable_segments(lyrics: list[Segment], pair: Pair, options: LyricsOptions) -> list[Segment]:
+def usable_segments(lyrics: list[Segment], audio: SongAudio, options: LyricsOptions) -> list[Segment]:
     """The segments that get an audio span; raises Rejected for none, or for one too far outside the codes."""
     kept = []
     for index, segment in enumerate(lyrics):
-        overhang = segment.end_frame - pair.longest_frames
+        overhang = segment.end_frame - audio.longest_frames
         if options.max_overhang_frames is not None and overhang > options.max_overhang_frames:
             raise Rejected(
                 "segment_frames",
-                f"segment {index} ends at frame {segment.end_frame}, the tracks have {pair.longest_frames}",
+                f"segment {index} ends at frame {segment.end_frame}, the tracks have {audio.longest_frames}",
                 segment.end_frame,
             )
-        end = min(segment.end_frame, pair.frames)
+        end = min(segment.end_frame, audio.frames)
         if end < segment.end_frame and options.overhang == "drop":
             continue
-        if end > segment.start_frame and end - segment.start_frame >= pair.frames_per_second * options.min_segment_s:
+        if end > segment.start_frame and end - segment.start_frame >= audio.frames_per_second * options.min_segment_s:
             kept.append(replace(segment, end_frame=end))
     if not kept:
         raise Rejected("no_segments", f"none of the song's {len(lyrics)} segments can be used")
     return kept
 
 
-def segments_seconds(segments: list[Segment], pair: Pair) -> float:
+def segments_seconds(segments: list[Segment], audio: SongAudio) -> float:
     """Seconds of audio in the segments, by the song's own frame rate."""
-    return sum(segment.end_frame - segment.start_frame for segment in segments) / pair.frames_per_second
+    return sum(segment.end_frame - segment.start_frame for segment in segments) / audio.frames_per_second
 
 
-def append_segments(builder: DocumentBuilder, segments: list[Segment], pair: Pair, context: DocumentContext) -> None:
+def append_segments(builder: DocumentBuilder, segments: list[Segment], audio: SongAudio) -> None:
     """Each segment's text and audio between the segment marks."""
-    for segment, audio in _segments_audio(segments, pair, context):
+    for segment in segments:
         builder.mark("[start_of_segment]")
         builder.text(segment.text)
-        builder.audio(*audio)
+        builder.audio(*_span(segment, audio))
         builder.mark("[end_of_segment]")
 
 
 def _append_instructed_segments(
     builder: DocumentBuilder,
     segments: list[Segment],
-    pair: Pair,
-    context: DocumentContext,
+    audio: SongAudio,
     rng: np.random.Generator,
     options: LyricsOptions,
 ) -> None:
-    for segment, audio in _segments_audio(segments, pair, context):
+    for segment in segments:
         dropped = options.instruction_dropout > 0 and rng.random() < options.instruction_dropout
         builder.text(segment.text if dropped else f"{options.instruction}\n{segment.text}")
-        builder.audio(*audio)
+        builder.audio(*_span(segment, audio))
 
 
-def _segments_audio(
-    segments: list[Segment], pair: Pair, context: DocumentContext
-) -> Iterator[tuple[Segment, tuple[np.ndarray, np.ndarray]]]:
-    """Each segment with the ids and kinds of its span."""
-    ids, kinds = dual_track(pair.vocals_T, pair.accompaniment_T, context.codec)
-    for segment in segments:
-        span = slice(2 * segment.start_frame, 2 * segment.end_frame)
-        yield segment, (ids[span], kinds[span])
+def _span(segment: Segment, audio: SongAudio) -> tuple[np.ndarray, np.ndarray]:
+    """Ids and kinds of a segment's audio."""
+    span = slice(audio.ids_per_frame * segment.start_frame, audio.ids_per_frame * segment.end_frame)
+    return audio.ids[span], audio.kinds[span]

@@ -22,7 +22,7 @@ from megatron_music.documents.lyrics_to_song import (
     usable_lyrics,
     usable_segments,
 )
-from megatron_music.documents.tracks import Pair, common_length, load_pair
+from megatron_music.documents.tracks import Pair, common_length, load_pair, pair_audio
 from megatron_music.songs.song import Rejected, Segment, Song
 from megatron_music.vocabulary.kinds import TRACK_KINDS
 
@@ -40,6 +40,8 @@ class ReferenceOptions(LyricsOptions):
     """
 
     header: Literal[True] = True
+    tracks: Literal["dual"] = "dual"
+    lyrics: Literal["by_segment"] = "by_segment"
     mode: Literal["dual", "vocals", "accompaniment", "mix", "random"] = "dual"
     order: Literal["header_first", "reference_first"] = "header_first"
     mean_s: float = Field(30.0, gt=0)
@@ -56,7 +58,8 @@ def documents(
     """The one document of a song; raises Rejected where it has none."""
     lyrics = usable_lyrics(song, options)
     pair = load_pair(song, context, options)
-    segments = usable_segments(lyrics, pair, options)
+    audio = pair_audio(pair, context)
+    segments = usable_segments(lyrics, audio, options)
     ids, kinds, frames = _reference(song, lyrics, pair, context, rng, options)
     header = header_text(song, lyrics, rng, options)
     builder = DocumentBuilder(context)
@@ -67,8 +70,8 @@ def documents(
     builder.mark("[end_of_reference]")
     if options.order == "reference_first":
         builder.text(header)
-    append_segments(builder, segments, pair, context)
-    return [builder.build(song.id, segments_seconds(segments, pair) + frames / pair.frames_per_second)]
+    append_segments(builder, segments, audio)
+    return [builder.build(song.id, segments_seconds(segments, audio) + frames / pair.frames_per_second)]
 
 
 def _reference(

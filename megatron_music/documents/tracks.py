@@ -6,9 +6,10 @@ from typing import Literal
 import numpy as np
 from pydantic import Field
 
-from megatron_music.documents.document import DocumentContext
+from megatron_music.documents.document import DocumentContext, dual_track, single_track
 from megatron_music.recipe.fields import Strict
 from megatron_music.songs.song import Rejected, Song
+from megatron_music.vocabulary.kinds import Kind
 
 Track = Literal["mix", "vocals", "accompaniment"]
 
@@ -47,6 +48,44 @@ class Pair:
     def frames(self) -> int:
         """T."""
         return len(self.vocals_T)
+
+
+@dataclass(frozen=True)
+class SongAudio:
+    """A song's audio as a document holds it: codebook-0 ids, int32 (ids_per_frame * frames,), and their kinds, uint8.
+
+    Attributes:
+        ids_per_frame: 2 of vocals and accompaniment interleaved, 1 of the mix.
+        frames_per_second, longest_frames: see ``Pair``.
+    """
+
+    ids: np.ndarray
+    kinds: np.ndarray
+    ids_per_frame: int
+    frames_per_second: float
+    longest_frames: int
+
+    @property
+    def frames(self) -> int:
+        """Frames of the song."""
+        return len(self.ids) // self.ids_per_frame
+
+
+def load_audio(
+    song: Song, context: DocumentContext, options: TrackOptions, tracks: Literal["dual", "mix"]
+) -> SongAudio:
+    """Vocals and accompaniment interleaved, or the mix; raises Rejected."""
+    if tracks == "dual":
+        return pair_audio(load_pair(song, context, options), context)
+    codes_T = context.codes(song, "mix")[0]
+    rate = checked_rate(song, len(codes_T), options)
+    return SongAudio(*single_track(codes_T, Kind.MIX, context.codec), 1, rate, len(codes_T))
+
+
+def pair_audio(pair: Pair, context: DocumentContext) -> SongAudio:
+    """A pair interleaved."""
+    ids, kinds = dual_track(pair.vocals_T, pair.accompaniment_T, context.codec)
+    return SongAudio(ids, kinds, 2, pair.frames_per_second, pair.longest_frames)
 
 
 def load_pair(song: Song, context: DocumentContext, options: TrackOptions) -> Pair:

@@ -7,11 +7,10 @@ from typing import Literal
 
 import numpy as np
 
-from megatron_music.documents.document import Document, DocumentBuilder, DocumentContext, dual_track, single_track
+from megatron_music.documents.document import Document, DocumentBuilder, DocumentContext
 from megatron_music.documents.tags import TagOptions, tag_text
-from megatron_music.documents.tracks import TrackOptions, checked_rate, load_pair
+from megatron_music.documents.tracks import TrackOptions, load_audio
 from megatron_music.songs.song import Song
-from megatron_music.vocabulary.kinds import Kind
 
 INSTRUCTIONS = {
     "mix": "Generate music based on the given tags",
@@ -37,16 +36,9 @@ def documents(
     song: Song, context: DocumentContext, rng: np.random.Generator, options: UnconditionalOptions
 ) -> list[Document]:
     """The one document of a song; raises Rejected where it has none."""
-    if options.tracks == "dual":
-        pair = load_pair(song, context, options)
-        seconds = pair.frames / pair.frames_per_second
-        audio = dual_track(pair.vocals_T, pair.accompaniment_T, context.codec)
-    else:
-        codes_T = context.codes(song, "mix")[0]
-        seconds = len(codes_T) / checked_rate(song, len(codes_T), options)
-        audio = single_track(codes_T, Kind.MIX, context.codec)
+    audio = load_audio(song, context, options, options.tracks)
     instruction = INSTRUCTIONS[options.tracks] if options.instruction is None else options.instruction
     builder = DocumentBuilder(context)
     builder.text(f"{instruction}\n[Genre] {tag_text(song, rng, options)}")
-    builder.audio(*audio)
-    return [builder.build(song.id, seconds)]
+    builder.audio(audio.ids, audio.kinds)
+    return [builder.build(song.id, audio.frames / audio.frames_per_second)]

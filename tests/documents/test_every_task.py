@@ -18,6 +18,8 @@ VARIANTS = [
     ("lyrics_to_song", {}, {Kind.VOCAL, Kind.ACCOMPANIMENT}),
     ("lyrics_to_song", {"tags": "shuffled", "overhang": "clip"}, {Kind.VOCAL, Kind.ACCOMPANIMENT}),
     ("lyrics_to_song", {"header": False, "instruction_dropout": 0.5}, {Kind.VOCAL, Kind.ACCOMPANIMENT}),
+    ("lyrics_to_song", {"tracks": "mix"}, {Kind.MIX}),
+    ("lyrics_to_song", {"lyrics": "prepended"}, {Kind.VOCAL, Kind.ACCOMPANIMENT}),
     ("reference", {"mode": "dual"}, {Kind.VOCAL, Kind.ACCOMPANIMENT}),
     ("reference", {"mode": "mix", "order": "reference_first"}, {Kind.VOCAL, Kind.ACCOMPANIMENT, Kind.MIX}),
     ("reference", {"mode": "random"}, {Kind.VOCAL, Kind.ACCOMPANIMENT, Kind.MIX}),

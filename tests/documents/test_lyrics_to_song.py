@@ -80,6 +80,44 @@ def test_the_form_without_a_header(songs, context):
     assert document.ids.tolist() == _expected(song, context, spans, header=False)
 
 
+def test_prepended_lyrics_stand_in_the_header_alone(songs, context):
+    song = songs.song()
+    song.segments = [Segment("[verse]\nla\n\n", 10, 900), Segment("[outro]\n\n", 900, 910),
+                     Segment("[chorus]\nlo\n\n", 1000, 3000)]  # fmt: skip
+    (document,) = _make(song, context, lyrics="prepended")
+    encode = context.tokenizer.encode
+    vocals, others = (np.load(song.folder / song.codes[track])[0] for track in ("vocals", "accompaniment"))
+    expected = encode(f"{INSTRUCTION}\n[Genre] {song.genres}\n[verse]\nla\n\n\n[outro]\n\n\n[chorus]\nlo\n\n")
+    expected += [SOA, XCODEC]
+    for frame in [*range(10, 900), *range(1000, 3000)]:
+        expected += [45334 + vocals[frame], 45334 + others[frame]]
+    assert document.ids.tolist() == [*expected, EOA, EOD]
+    (by_segment,) = _make(song, context)
+    is_audio = by_segment.ids >= 45334
+    assert document.ids[document.ids >= 45334].tolist() == by_segment.ids[is_audio].tolist()
+    assert document.kinds[document.ids >= 45334].tolist() == by_segment.kinds[is_audio].tolist()
+    assert document.seconds == by_segment.seconds == 2890 / 50
+
+
+def test_the_mix_in_place_of_two_tracks(songs, context):
+    song = songs.song()
+    (document,) = _make(song, context, tracks="mix")
+    encode, mix = context.tokenizer.encode, np.load(song.folder / song.codes["mix"])[0]
+    first, second = (segment.text for segment in song.segments)
+    expected = encode(f"{INSTRUCTION}\n[Genre] {song.genres}\n{first}\n{second}")
+    for text, span in ((first, slice(0, 1000)), (second, slice(1000, 3000))):
+        expected += [*encode("[start_of_segment]"), *encode(text), SOA, XCODEC]
+        expected += [*(45334 + mix[span]), EOA, *encode("[end_of_segment]")]
+    assert document.ids.tolist() == [*expected, EOD]
+    assert set(document.kinds[document.ids >= 45334].tolist()) == {Kind.MIX}
+    assert document.seconds == 60
+
+
+def test_lyrics_that_would_stand_nowhere_are_refused():
+    with pytest.raises(ValueError, match="lyrics: prepended without a header leaves no lyrics"):
+        LyricsOptions(lyrics="prepended", header=False)
+
+
 def test_instructions_are_dropped_at_their_rate(songs, context):
     song = songs.song(frames=300)
     song.segments = [Segment("[verse]\nla\n\n", 0, 60)] * 400
