@@ -7,7 +7,7 @@ among the song's problems, or in ``missing`` with the way to get it.
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import numpy as np
 from pydantic import ConfigDict, Discriminator, JsonValue, Tag, model_validator
@@ -148,15 +148,59 @@ class Quartiles(_Part):
         return cls(low=low, median=median, high=high, count=len(values))
 
 
+class PairHeard(_Part):
+    """Two songs that listeners compared; ``preferences`` by aspect, from -1 (second better) to 1, means over raters."""
+
+    first: str
+    first_song: str
+    second: str
+    second_song: str
+    raters: int
+    preferences: dict[str, float]
+
+
+class WinRate(_Part):
+    """How often listeners found ``system`` better than ``against``; in the rate, a tie is half a win."""
+
+    system: str
+    against: str
+    wins: int
+    ties: int
+    losses: int
+    rate: Interval
+
+
+class Listening(_Part):
+    """What listeners said of systems, by aspect; ``evaluation/listening/statistics`` tells how each is computed.
+
+    Attributes:
+        raters, answers: how many people, and pairs that they judged.
+        scores: mean win rate of a system over those that it was compared with.
+        strengths: of Bradley and Terry's model, natural logarithms with mean 0; none where a comparison is missing that
+            would tie all systems together.
+        agreement: Krippendorff's alpha; none where no two raters judged one pair.
+    """
+
+    systems: list[str]
+    aspects: list[str]
+    raters: int
+    answers: int
+    win_rates: dict[str, list[WinRate]]
+    scores: dict[str, dict[str, float]]
+    strengths: dict[str, dict[str, float]]
+    agreement: dict[str, float]
+    pairs: list[PairHeard]
+
+
 class Evaluation(_Part):
-    """The whole file; ``listening`` is what listeners said, see ``evaluation/listening``."""
+    """The whole file; ``listening`` is None where there was no listening test."""
 
     format: Literal["megatron-music evaluation"] = FORMAT
     version: Literal[1] = VERSION
     measures: dict[str, Measure] = {}
     systems: list[SystemResult] = []
     missing: list[Missing] = []
-    listening: dict[str, JsonValue] = {}
+    listening: Listening | None = None
 
     @model_validator(mode="after")
     def _whole(self) -> "Evaluation":
@@ -170,7 +214,7 @@ class Evaluation(_Part):
 
     @classmethod
     def of(
-        cls, systems: Sequence[SystemResult], missing: Iterable[Missing] = (), listening: dict[str, Any] | None = None
+        cls, systems: Sequence[SystemResult], missing: Iterable[Missing] = (), listening: Listening | None = None
     ) -> "Evaluation":
         """Puts together what was measured; every measure must have been registered.
 
@@ -180,7 +224,7 @@ class Evaluation(_Part):
         used = {name for system in systems for name in system.measures} | {one.measure for one in missing}
         used |= {name for system in systems for song in system.songs for name in song.measures}
         measures = {name: measure for name, measure in _REGISTERED.items() if name in used}
-        return cls(measures=measures, systems=list(systems), missing=missing, listening=listening or {})
+        return cls(measures=measures, systems=list(systems), missing=missing, listening=listening)
 
     @classmethod
     def read(cls, path: str | Path) -> "Evaluation":
@@ -236,7 +280,7 @@ def merge(paths: Sequence[str | Path]) -> Evaluation:
     measures: dict[str, Measure] = {}
     systems: dict[str, SystemResult] = {}
     missing: dict[tuple[str, str, str], Missing] = {}
-    listening: dict[str, Any] = {}
+    listening: Listening | None = None
     for path in paths:
         evaluation = Evaluation.read(path)
         for name, measure in evaluation.measures.items():

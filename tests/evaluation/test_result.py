@@ -7,6 +7,7 @@ import pytest
 
 from megatron_music.errors import InputError
 from megatron_music.evaluation import result
+from megatron_music.evaluation.listening.statistics import summarise
 from megatron_music.evaluation.result import (
     Evaluation,
     Interval,
@@ -136,7 +137,7 @@ def test_what_can_not_be_one_evaluation_is_refused_in_one_line(tmp_path, evaluat
         Evaluation(measures={"vocal_range": other}).write(tmp_path / "two.json")
         merge([tmp_path / "one.json", tmp_path / "two.json"])
     with pytest.raises(InputError, match="two.json: holds a listening test, and so does another file"):
-        Evaluation(listening={"answers": 3}).write(tmp_path / "two.json")
+        Evaluation(listening=summarise([], ["x", "y"], ["overall"])).write(tmp_path / "two.json")
         merge([tmp_path / "two.json", tmp_path / "two.json"])
 
 

@@ -1,0 +1,1 @@
+"""Listening tests: songs of several systems compared blind, and what the answers say."""
