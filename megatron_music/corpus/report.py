@@ -1,22 +1,16 @@
 """One HTML page about a corpus, with nothing in it that has to be fetched: its numbers, its rejects, and documents
 drawn at random to read and to listen to.
-
-Every text of a song goes through the template's escaping, and the page's policy lets a browser run its own script
-alone, so that lyrics from the web stay lyrics.
 """
 
 import base64
-import hashlib
 import io
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import numpy as np
 import soundfile
-from markupsafe import Markup
 
 from megatron_music.audio.codec import Codec
 from megatron_music.corpus.build import CODEC
@@ -27,6 +21,7 @@ from megatron_music.corpus.shuffle import seeded_generator
 from megatron_music.corpus.statistics import CorpusNumbers, Distribution, RejectedBy, Share, measure_corpus
 from megatron_music.errors import InputError
 from megatron_music.files import write_text
+from megatron_music.pages import render
 from megatron_music.progress import track
 from megatron_music.tables import short_count
 from megatron_music.vocabulary.kinds import LOSS_GROUPS
@@ -117,20 +112,11 @@ def write_report(
     numbers = measure_corpus(corpus, seed)
     codec, silence = _codec(corpus, next(iter(numbers.sources)), weights, audio)
     readings = _readings(corpus, numbers, documents, seed, codec, silence)
-    script = (_PAGE / "report.js").read_text(encoding="utf-8")
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(_PAGE),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update(count=_count, hours=_hours, short=short_count, seconds=_seconds)
-    environment.globals.update(count=_count, seconds_form=_seconds)
-    page = environment.get_template("report.html").render(
+    page = render(
+        _PAGE / "report.html",
+        (_PAGE / "report.js").read_text(encoding="utf-8"),
+        {"count": _count, "hours": _hours, "short": short_count, "seconds": _seconds},
         corpus=corpus.resolve().name,
-        script=Markup(script),
-        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         seed=seed,
         silence=silence,
         readings=readings,
