@@ -1,8 +1,11 @@
 """`predict`: what small runs tell about a large one."""
 
+from pathlib import Path
+from typing import Annotated
+
 import typer
 
-from megatron_music.cli.app import app
+from megatron_music.cli.app import Overrides, RecipeFile, app
 
 predict = typer.Typer(
     help="Know at 0.5B whether 7B is worth its GPUs.",
@@ -15,3 +18,32 @@ app.add_typer(predict, name="predict")
 @predict.callback()
 def options() -> None:
     """Know at 0.5B whether 7B is worth its GPUs."""
+
+
+@predict.command(epilog="Example: megatron-music predict ladder examples/yue_0.5b.yaml ladder --gpus 16")
+def ladder(
+    recipe: RecipeFile,
+    out: Annotated[Path, typer.Argument(help="Folder for the recipes, ladder.json and submit.sh.")],
+    sizes: Annotated[
+        str, typer.Option(help="Parameters of the layers, without embeddings.")
+    ] = "20M,50M,120M,250M,500M",
+    tokens_per_parameter: Annotated[
+        str, typer.Option(help="Ratios; each size is run at each, to tell tokens and parameters apart.")
+    ] = "20,60,180",
+    learning_rate_exponent: Annotated[float, typer.Option(help="Learning rate over FLOPs to this power.")] = -0.125,
+    batch_exponent: Annotated[float, typer.Option(help="Batch tokens over FLOPs to this power.")] = 0.3271,
+    gpus: Annotated[int, typer.Option(min=1, help="The most GPUs of a run.")] = 8,
+    gpu: Annotated[str, typer.Option(help="Their kind: A100, H100, H200 or H800.")] = "H800",
+    mfu: Annotated[float, typer.Option(help="Share of the BF16 peak that is expected of them.")] = 0.4,
+    overrides: Overrides = None,
+) -> None:
+    """Write the recipes of a ladder of small runs, and print what they take; starts and submits nothing.
+
+    Then: train each (`megatron-music train OUT/20M_20x.yaml`), or submit all with `sh OUT/submit.sh`.
+    """
+    from megatron_music.scaling.ladder import ladder_table, write_ladder
+    from megatron_music.scaling.rungs import Rule
+
+    rule = Rule(learning_rate_exponent, batch_exponent)
+    rungs = write_ladder(recipe, out, sizes, tokens_per_parameter, rule, gpus, gpu, mfu, overrides or [])
+    typer.echo(f"{ladder_table(rungs, gpu)}\n\nwritten to {out}; to submit all of them: sh {out / 'submit.sh'}")

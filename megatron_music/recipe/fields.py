@@ -16,7 +16,8 @@ class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
-def _count(value: Any) -> int:
+def parse_count(value: Any) -> int:
+    """Reads ``240B``, ``6_291_456`` or a whole number; raises ValueError for what is none."""
     if isinstance(value, bool):
         raise ValueError("is a truth value; write a count such as 6291456 or 240B")
     if isinstance(value, str):
@@ -51,7 +52,7 @@ def _path(value: Any, info: ValidationInfo) -> Path:
     return (Path(folder) / Path(value).expanduser()).resolve()
 
 
-Count = Annotated[int, BeforeValidator(_count)]
+Count = Annotated[int, BeforeValidator(parse_count)]
 """A whole number; ``240B`` is read as 240 * 10**9."""
 
 Ratio = Annotated[Fraction, BeforeValidator(positive_fraction), PlainSerializer(str)]

@@ -1,0 +1,1 @@
+"""What small runs tell about a large one."""
