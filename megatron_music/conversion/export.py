@@ -5,7 +5,9 @@ documents (`documents.json`), the published sampling settings, and a model card.
 folder with the network below it, or a folder for the `peft` package by itself.
 """
 
+import functools
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,6 +35,8 @@ ADAPTERS = "merged", "peft"
 FORMS = "huggingface", "megatron"
 SHARD_BYTES = 2**30
 CARRIED = ("vocabulary.yaml", "tokenizer.model")
+_WRITERS = 2
+"""Files written side by side: reading a checkpoint's archives takes a core."""
 
 
 @dataclass(frozen=True)
@@ -112,7 +116,7 @@ def export_checkpoint(
 ) -> "Verified | None":
     """Writes ``checkpoint`` as a Llama folder, or in another form; ``out`` appears whole.
 
-    The weights are read layer by layer and written shard by shard, so that memory holds about one shard.
+    The weights are read and written tensor by tensor, two files side by side.
 
     Args:
         checkpoint: ``RUN/checkpoints/step_N``, or ``RUN`` for its latest one.
@@ -237,28 +241,39 @@ def _check_shapes(reader: "CheckpointReader | MergedReader", weights: list["Weig
 def _write_weights(
     folder: Path, reader: "CheckpointReader | MergedReader", weights: list["Weight"], dtype: str, shard_bytes: int
 ) -> None:
-    import torch
-    from safetensors.torch import save_file
+    from megatron_music.conversion.weight_files import INDEX
 
     shards = _in_shards(weights, DTYPES[dtype], shard_bytes)
-    place: dict[str, str] = {}
-    cached: tuple[tuple[str, int | None], Any] = (("", None), None)
-    for number, shard in enumerate(track(shards, "export: files of weights", len(shards)), start=1):
-        name = "model.safetensors" if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        tensors = {}
-        for weight in shard:
-            source = reader.best_source(weight.source, dtype)
-            # Queries, keys and values, and gate and up projection, come from one row each: it is read once.
-            if cached[0] != (source, weight.layer):
-                cached = ((source, weight.layer), reader.read(source, weight.layer))
-            # A copy of its own: safetensors refuses tensors that share memory, as gate and up projection do.
-            taken = weight.view(cached[1]).to(getattr(torch, dtype), copy=True)
-            tensors[weight.name] = taken.reshape(weight.shape).contiguous()
-            place[weight.name] = name
-        save_file(tensors, folder / name, metadata={"format": "pt"})
-    if len(shards) > 1:
+    of = len(shards)
+    names = [f"model-{number:05d}-of-{of:05d}.safetensors" for number in range(1, of + 1)]
+    if of == 1:
+        names = ["model.safetensors"]
+    with ThreadPoolExecutor(_WRITERS) as pool:
+        written = pool.map(lambda name, shard: _write_shard(folder / name, reader, shard, dtype), names, shards)
+        for _ in track(written, "export: files of weights", of):
+            pass
+    if of > 1:
         total = sum(weight.elements for weight in weights) * DTYPES[dtype]
-        write_json(folder / "model.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": place})
+        places = {weight.name: name for name, shard in zip(names, shards, strict=True) for weight in shard}
+        write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": places})
+
+
+def _write_shard(path: Path, reader: "CheckpointReader | MergedReader", weights: list["Weight"], dtype: str) -> None:
+    import torch
+
+    from megatron_music.conversion.weight_files import NewTensor, write_weight_file
+
+    of_dtype = getattr(torch, dtype)
+
+    @functools.lru_cache(maxsize=2)  # queries, keys and values, and gate and up projection, come from one row each
+    def row(source: str, layer: int | None) -> torch.Tensor:
+        return reader.read(source, layer)
+
+    def load(weight: "Weight") -> torch.Tensor:
+        return weight.view(row(reader.best_source(weight.source, dtype), weight.layer)).to(of_dtype)
+
+    tensors = [NewTensor(weight.name, weight.shape, functools.partial(load, weight)) for weight in weights]
+    write_weight_file(path, tensors, of_dtype)
 
 
 def _in_shards(weights: list["Weight"], element_bytes: int, shard_bytes: int) -> list[list["Weight"]]:

@@ -1,6 +1,9 @@
 """The weights of a Hugging Face folder, tensor by tensor."""
 
+import json
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +13,8 @@ from safetensors import SafetensorError, safe_open
 from megatron_music.errors import InputError
 from megatron_music.files import read_json
 
-_INDEX = "model.safetensors.index.json"
+INDEX = "model.safetensors.index.json"
+"""Which tensor lies in which file, where there are several."""
 _TYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32, "F64": torch.float64}
 
 
@@ -38,7 +42,7 @@ class WeightFiles:
 
     def _open_all(self) -> None:
         folder = self.folder
-        index = folder / _INDEX
+        index = folder / INDEX
         self._files = read_json(index).get("weight_map", {}) if index.is_file() else {}
         names = sorted(set(self._files.values())) if index.is_file() else ["model.safetensors"]
         for name in names:
@@ -73,3 +77,32 @@ class WeightFiles:
         if file is None or real not in file.keys():
             raise InputError(self.folder, f"has no weight {name}", "copy the folder again, with all its weights")
         return file
+
+
+@dataclass(frozen=True)
+class NewTensor:
+    """A tensor to write; ``load`` gives its numbers in their order, in any shape, when its turn has come."""
+
+    name: str
+    shape: tuple[int, ...]
+    load: Callable[[], torch.Tensor]
+
+
+def write_weight_file(path: Path, tensors: Sequence[NewTensor], dtype: torch.dtype) -> None:
+    """Writes a safetensors file of one type, one tensor in memory at a time.
+
+    The file is, byte for byte, what ``safetensors.torch.save_file`` writes, which needs all of its tensors at once.
+    """
+    code = next(name for name, of_name in _TYPES.items() if of_name == dtype)
+    tensors = sorted(tensors, key=lambda tensor: tensor.name)
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for tensor in tensors:
+        begin, end = end, end + torch.Size(tensor.shape).numel() * dtype.itemsize
+        header[tensor.name] = {"dtype": code, "shape": tensor.shape, "data_offsets": [begin, end]}
+    told = json.dumps(header, separators=(",", ":")).encode()
+    told += b" " * (-len(told) % 8)
+    with path.open("wb") as file:
+        file.write(len(told).to_bytes(8, "little") + told)
+        for tensor in tensors:
+            file.write(tensor.load().contiguous().view(torch.uint8).numpy().data)
