@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from megatron_music.cli.app import Overrides, RecipeFile, app
+from megatron_music.cli.app import Overrides, Processes, RecipeFile, app
 
 predict = typer.Typer(
     help="Know at 0.5B whether 7B is worth its GPUs.",
@@ -47,3 +47,22 @@ def ladder(
     rule = Rule(learning_rate_exponent, batch_exponent)
     rungs = write_ladder(recipe, out, sizes, tokens_per_parameter, rule, gpus, gpu, mfu, overrides or [])
     typer.echo(f"{ladder_table(rungs, gpu)}\n\nwritten to {out}; to submit all of them: sh {out / 'submit.sh'}")
+
+
+@predict.command(
+    epilog="Example: megatron-music predict ablate examples/ablations/icl.yaml --out runs/ablations --seeds 1"
+)
+def ablate(
+    files: Annotated[list[Path], typer.Argument(help="Ablation files.")],
+    out: Annotated[Path, typer.Option(help="Folder for runs and answers.")],
+    seeds: Annotated[str | None, typer.Option(help="Such as 1,2.", show_default="the files' own")] = None,
+    positions: Annotated[int, typer.Option(min=1, help="Audio positions sampled freely.")] = 500,
+    processes: Processes = None,
+    overrides: Overrides = None,
+) -> None:
+    """Train and measure both sides of each ablation, as far as that is not done, and print the answers."""
+    from megatron_music.scaling.ablation_result import result_table
+    from megatron_music.scaling.ablations import read_seeds, run_ablations
+
+    results = run_ablations(files, out, read_seeds(seeds), overrides or (), processes, positions)
+    typer.echo("\n\n".join(result_table(result) for result in results.values()))

@@ -107,6 +107,33 @@ def packed_windows(source: IndexedSource, context: int, start: int) -> Iterator[
         yield ids, kinds
 
 
+def document_nats(
+    network: "LlamaForCausalLM", documents: Sequence[np.ndarray], start: int, context: int, windows_at_once: int = 4
+) -> list[np.ndarray]:
+    """Nats of every id, float64 (N,), of documents int32 (N,); each read alone and cut at the context.
+
+    Args:
+        start: the id before a document's first.
+    """
+    import torch
+
+    windows = [
+        (number, np.concatenate([[start], ids])[first : first + context + 1])
+        for number, ids in enumerate(documents)
+        for first in range(0, len(ids), context)
+    ]
+    nats: list[list[np.ndarray]] = [[] for _ in documents]
+    batches = _batches(iter(windows), windows_at_once)
+    for batch in track(batches, "loss by document", -(-len(windows) // windows_at_once)):
+        longest = max(len(ids) for _, ids in batch)
+        ids_BT = torch.from_numpy(np.stack([_padded(ids, longest, start) for _, ids in batch])).long()
+        with torch.inference_mode():
+            losses_BT = _losses(network, ids_BT.to(network.device))
+        for (number, ids), losses_T in zip(batch, losses_BT, strict=True):
+            nats[number].append(losses_T[: len(ids) - 1])
+    return [np.concatenate(parts) if parts else np.zeros(0) for parts in nats]
+
+
 def check_vocabulary(folder: ModelFolder, source: IndexedSource) -> None:
     """Raises InputError where the source's sidecar names another vocabulary than the model's."""
     built = source.sidecar.get("vocabulary")
