@@ -26,11 +26,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from training_loop import small_recipe
 
 from megatron_music.engine import processes
 from megatron_music.engine.engine import Batch, Engine
 from megatron_music.engine.saving import Saving
-from megatron_music.recipe.recipe import Recipe
 
 VOCABULARY, CONTEXT = 4096, 256
 WAYS = ("none", "waited for", "beside")
@@ -43,7 +43,9 @@ def main() -> None:
     if len(cores) < 2:
         raise SystemExit("needs two cores, one to train and one to write")
     os.sched_setaffinity(0, {cores[0]})
-    recipe = recipe_of(options)
+    # FP32, so that every parameter takes 16 bytes of a checkpoint.
+    sizes = {"hidden": options.hidden, "layers": options.layers, "heads": 8, "ffn": 4 * options.hidden}
+    recipe = small_recipe(**sizes, context=CONTEXT, sequences=1)
     processes.join(recipe.layout)
     engine = Engine(recipe, VOCABULARY)
     folder = Path(tempfile.mkdtemp(prefix="benchmark_checkpoint.", dir=options.folder))
@@ -134,28 +136,6 @@ def train(engine: Engine, steps: int) -> None:
     for step in range(steps):
         ids = np.random.default_rng(step).integers(0, VOCABULARY, (1, CONTEXT + 1))
         engine.step(1e-4, engine.forward_backward([Batch(ids, np.zeros(ids.shape, np.uint8))]))
-
-
-def recipe_of(options: argparse.Namespace) -> Recipe:
-    """FP32, so that every parameter takes 16 bytes of a checkpoint."""
-    network = {
-        "hidden_size": options.hidden,
-        "layers": options.layers,
-        "attention_heads": 8,
-        "key_value_heads": 8,
-        "ffn_hidden_size": 4 * options.hidden,
-        "position_limit": CONTEXT,
-    }
-    phase = {
-        "name": "all",
-        "tokens": 10**9,
-        "context_tokens": CONTEXT,
-        "batch_sequences": 1,
-        "learning_rate": 1e-4,
-        "mixture": {"random": 1},
-    }
-    paths = {"name": "benchmark", "vocabulary": "none", "corpus": "none", "run": "none", "precision": "fp32"}
-    return Recipe.parse({**paths, "network": network, "phases": [phase]}, Path.cwd() / "recipe.yaml")
 
 
 def read_options() -> argparse.Namespace:

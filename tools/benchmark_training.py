@@ -26,7 +26,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from training_loop import own_share, told
+from training_loop import own_share, small_recipe, told
 
 from megatron_music.cluster.memory import memory_by_rank
 from megatron_music.engine import processes
@@ -136,7 +136,16 @@ def recipe_of(options: argparse.Namespace) -> tuple[Recipe, int]:
             content["network"]["layers"] = options.slice_layers
             content["layout"] = {}
     else:
-        content, size = network_of(options), options.vocabulary
+        small = small_recipe(
+            hidden=options.hidden,
+            layers=options.layers,
+            heads=options.heads,
+            key_value_heads=options.key_value_heads,
+            ffn=options.ffn,
+            context=1024,
+            sequences=1,
+        )
+        content, size = small.model_dump(mode="json"), options.vocabulary
     phase = content["phases"][0]
     phase |= {"mixture": {"random": 1}, "batch_ramp": None}
     if options.context:
@@ -149,27 +158,6 @@ def recipe_of(options: argparse.Namespace) -> tuple[Recipe, int]:
     phase["learning_rate"] = 3e-4
     content |= {"precision": options.precision or content["precision"], "groups": {}, "most_epochs": {}, "watch": {}}
     return Recipe.parse(content, options.recipe or "benchmark.yaml"), size
-
-
-def network_of(options: argparse.Namespace) -> dict:
-    """A recipe's content with the network of the options."""
-    return {
-        "name": "benchmark",
-        "vocabulary": "none",
-        "corpus": "none",
-        "run": "none",
-        "precision": "fp32",
-        "network": {
-            "hidden_size": options.hidden,
-            "layers": options.layers,
-            "attention_heads": options.heads,
-            "key_value_heads": options.key_value_heads,
-            "ffn_hidden_size": options.ffn,
-            "position_limit": 1024,
-        },
-        "layout": {},
-        "phases": [{"name": "benchmark", "tokens": "1M", "context_tokens": 1024, "micro_batch_sequences": 1}],
-    }
 
 
 def our_step(recipe: Recipe, vocabulary_size: int) -> tuple[object, Step]:

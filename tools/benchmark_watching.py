@@ -18,7 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from training_loop import over_random_corpus
+from training_loop import over_random_corpus, small_recipe
 
 from megatron_music.corpus.blend import run_stream
 from megatron_music.engine import engine as engine_module
@@ -26,7 +26,6 @@ from megatron_music.engine import optimizer as optimizer_module
 from megatron_music.engine import processes
 from megatron_music.engine.engine import Engine
 from megatron_music.engine.optimizer import Update
-from megatron_music.recipe.recipe import Recipe
 from megatron_music.training.callbacks.metrics import StepMetrics
 from megatron_music.training.loop import Trainer
 from megatron_music.training.metrics_log import MetricsLog
@@ -88,36 +87,6 @@ class Inside:
             setattr(owner, name, self.timed(getattr(owner, name)))
 
 
-def recipe_of(options: argparse.Namespace) -> Recipe:
-    """A small Llama whose steps are as short as the options make them."""
-    content = {
-        "name": "watching",
-        "vocabulary": "none",
-        "corpus": "none",
-        "run": "none",
-        "precision": "fp32",
-        "network": {
-            "hidden_size": options.hidden,
-            "layers": options.layers,
-            "attention_heads": 4,
-            "key_value_heads": 4,
-            "ffn_hidden_size": options.hidden * 11 // 4,
-            "position_limit": options.context,
-        },
-        "phases": [
-            {
-                "name": "only",
-                "tokens": 1,
-                "context_tokens": options.context,
-                "batch_sequences": 4,
-                "learning_rate": 1e-4,
-                "mixture": {"random": 1},
-            }
-        ],
-    }
-    return Recipe.parse(content, "benchmark.yaml")
-
-
 def main() -> None:
     """Runs the turns and prints the medians of their seconds a step, and of the rounds' ratios."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -126,7 +95,8 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=int, default=default)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    recipe = recipe_of(options)
+    sizes = {"hidden": options.hidden, "layers": options.layers, "heads": 4, "ffn": options.hidden * 11 // 4}
+    recipe = small_recipe(**sizes, context=options.context, sequences=4)
     processes.join(recipe.layout)
     engine = Engine(recipe, VOCABULARY)
     with tempfile.TemporaryDirectory() as name:

@@ -1,4 +1,5 @@
-"""For ``benchmark_training.py``: what a step of the real training loop spends beside forward, backward and optimizer.
+"""For the benchmarks of training: small recipes, random corpora, and what a step of the real loop spends beside forward,
+backward and optimizer.
 
 The trainer runs with its stream, its loader and its metrics over a corpus of random ids on disk. Its engine is timed
 from within: megatron-core's schedule (forward, backward and the reduction of gradients), less the table of losses by
@@ -111,6 +112,30 @@ def timed_engine(engine: Engine, stopwatch: Stopwatch) -> Iterator[None]:
         yield
     finally:
         engine._schedule, engine_module.clip_and_update, engine_module._add_by_kind = untimed
+
+
+def small_recipe(
+    *, hidden: int, layers: int, heads: int, ffn: int, context: int, sequences: int, key_value_heads: int | None = None
+) -> Recipe:
+    """A small Llama in FP32, at a constant rate over the source ``random`` with ``sequences`` a step."""
+    network = {
+        "hidden_size": hidden,
+        "layers": layers,
+        "attention_heads": heads,
+        "key_value_heads": key_value_heads or heads,
+        "ffn_hidden_size": ffn,
+        "position_limit": context,
+    }
+    phase = {
+        "name": "all",
+        "tokens": 10**9,
+        "context_tokens": context,
+        "batch_sequences": sequences,
+        "learning_rate": 1e-4,
+        "mixture": {"random": 1},
+    }
+    paths = {"name": "benchmark", "vocabulary": "none", "corpus": "none", "run": "none", "precision": "fp32"}
+    return Recipe.parse({**paths, "network": network, "phases": [phase]}, "benchmark.yaml")
 
 
 def over_random_corpus(recipe: Recipe, vocabulary_size: int, folder: Path, steps: int) -> Recipe:
