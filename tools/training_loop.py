@@ -1,5 +1,5 @@
-"""For the benchmarks of training: small recipes, random corpora, and what a step of the real loop spends beside forward,
-backward and optimizer.
+"""For the benchmarks of training: small recipes, random corpora, and what a step of the real loop spends beside
+forward, backward and optimizer.
 
 The trainer runs with its stream, its loader and its metrics over a corpus of random ids on disk. Its engine is timed
 from within: megatron-core's schedule (forward, backward and the reduction of gradients), less the table of losses by
