@@ -36,3 +36,15 @@ def model(
         typer.echo(json.dumps(measured, indent=2))
     else:
         write_json(out, measured)
+
+
+@evaluate.command(epilog="Example: megatron-music evaluate report songs/evaluation.json listening --out report")
+def report(
+    evaluations: Annotated[list[Path], typer.Argument(help="Files that `evaluate` wrote, or folders with one.")],
+    out: Annotated[Path, typer.Option(help="Folder to write.")],
+    players: Annotated[int, typer.Option(min=0, help="Songs of each system to hear, at most.")] = 20,
+) -> None:
+    """Write one page of evaluations: plots, songs to hear, the table as CSV and LaTeX; systems side by side."""
+    from megatron_music.evaluation.report.write import report_files
+
+    typer.echo(report_files(evaluations, out, players))

@@ -10,14 +10,13 @@ import numpy as np
 
 from megatron_music.cluster.plan import Plan
 from megatron_music.files import atomic_path
+from megatron_music.pages.plots import COLOURS
 from megatron_music.recipe.phases import PhaseSpan, learning_rate_at, phase_spans
 from megatron_music.tables import short_count
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-_COLOURS = "#56B4E9", "#E69F00", "#009E73", "#CC79A7", "#F0E442", "#0072B2", "#D55E00"
-"""Okabe and Ito's, told apart by all kinds of eyes (https://jfly.uni-koeln.de/color/)."""
 _TINTS = 0.0, 0.45, 0.7
 """Shares of white, for sources of one task."""
 _POINTS = 200
@@ -67,7 +66,7 @@ def _learning_rate(axes: "Axes", plan: Plan, spans: list[PhaseSpan]) -> None:
     progress = np.linspace(0, 1, _POINTS)
     for index, span in enumerate(spans):
         rates = [learning_rate_at(span.phase.learning_rate, share) for share in progress]
-        axes.plot(index + progress, rates, color=_COLOURS[5], linewidth=2)
+        axes.plot(index + progress, rates, color=COLOURS[5], linewidth=2)
     # Ticks at the rates that the recipe names: those between them mean nothing.
     named = {rate for span in spans for rate in (span.phase.learning_rate.start, span.phase.learning_rate.end)}
     axes.set_yticks(sorted(named), [f"{rate:g}" for rate in sorted(named)])
@@ -106,7 +105,7 @@ def _colours(parts: list[tuple[str, ...]]) -> dict[tuple[str, ...], tuple[float,
         hue = hues.setdefault(stem, len(hues))
         white = _TINTS[seen.get(stem, 0) % len(_TINTS)]
         seen[stem] = seen.get(stem, 0) + 1
-        colours[part] = tuple(white + (1 - white) * value for value in to_rgb(_COLOURS[hue % len(_COLOURS)]))
+        colours[part] = tuple(white + (1 - white) * value for value in to_rgb(COLOURS[hue % len(COLOURS)]))
     return colours
 
 
