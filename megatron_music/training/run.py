@@ -204,7 +204,6 @@ def _train(
     last_step: int,
 ) -> int:
     """Trains in a process that has joined the others; returns how many steps are done."""
-
     from megatron_music.corpus.blend import run_stream
     from megatron_music.engine.engine import Engine
     from megatron_music.engine.processes import from_first
