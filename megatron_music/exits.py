@@ -4,7 +4,7 @@ import enum
 
 
 class ExitCode(enum.IntEnum):
-    """What the command line exits with; docs/cluster.md says what to do about each."""
+    """What the command line exits with; docs/cluster.md, of the gate docs/predictor.md, say what to do about each."""
 
     DONE = 0
     FAILED = 1
@@ -12,6 +12,10 @@ class ExitCode(enum.IntEnum):
     BAD_INPUT = 2
     BAD_MACHINE = 3
     """``preflight`` found a GPU, link or file system that is not fit."""
+    NO_GO = 4
+    """``predict gate --check``: the run is no-go."""
+    NOT_YET = 5
+    """``predict gate --check``: it can't be told yet."""
     STOPPED = 75
     """It was asked to stop and wrote a checkpoint: start it again (EX_TEMPFAIL of sysexits.h)."""
     HUNG = 76

@@ -20,57 +20,47 @@ def options() -> None:
     """Know at 0.5B whether 7B is worth its GPUs."""
 
 
-@predict.command(epilog="Example: megatron-music predict fit ladder --target 7B@1.75T --out fit")
-def fit(
-    points: Annotated[
-        list[Path], typer.Argument(help="Run folders, folders of runs, ladders, or tables (.csv) of points.")
-    ],
-    target: Annotated[
-        list[str] | None, typer.Option(help="PARAMETERS@TOKENS such as 7B@1.75T, or a recipe; several times.")
+@predict.command(epilog="Example: megatron-music predict gate runs/yue_0.5b --check")
+def gate(
+    run: Annotated[Path, typer.Argument(help="Run folder; the run may be training.")],
+    thresholds: Annotated[Path | None, typer.Option(help="File of limits.", show_default="the shipped one")] = None,
+    budget: Annotated[
+        str | None, typer.Option(help="Tokens to judge it at, as 70B.", show_default="by its parameters")
     ] = None,
-    out: Annotated[
-        Path | None, typer.Option(help="Folder for fit.html, fit.json and pictures.", show_default="print alone")
+    corpus: Annotated[Path | None, typer.Option(help="Where its corpus lies.", show_default="the recipe's")] = None,
+    train: Annotated[
+        str | None, typer.Option(help="Source that the bigram is fitted on.", show_default="found")
     ] = None,
-    kind: Annotated[
-        list[str] | None, typer.Option(help="Loss to fit: loss (all tokens), vocal, ...; several times.")
+    held_out: Annotated[str | None, typer.Option(help="Source of held-out songs.", show_default="found")] = None,
+    reference: Annotated[str | None, typer.Option(help="Source of ICL documents.", show_default="found")] = None,
+    positions: Annotated[int, typer.Option(min=1, help="Audio positions sampled freely.")] = 4000,
+    documents: Annotated[int, typer.Option(min=2, help="Held-out documents that are scored.")] = 32,
+    codec_weights: Annotated[
+        str | None, typer.Option(help="The codec's weights: tell which codes are silence.", show_default="the corpus'")
     ] = None,
-    count: Annotated[
-        str, typer.Option(help="Parameters of runs: layers (no embeddings), multiplying (no input embedding) or all.")
-    ] = "layers",
-    loss: Annotated[str, typer.Option(help="held_out, training, or auto: held out where every run has it.")] = "auto",
-    phase_ends: Annotated[
-        bool, typer.Option("--points", help="Also the ends of phases whose learning rate had decayed.")
-    ] = False,
-    unfinished: Annotated[
-        bool, typer.Option("--unfinished", help="Take runs that have not ended as they are.")
-    ] = False,
-    parameters_column: Annotated[
-        str | None, typer.Option(help="Of a table.", show_default="parameters, N, ...")
-    ] = None,
-    tokens_column: Annotated[str | None, typer.Option(help="Of a table.", show_default="tokens, D, ...")] = None,
-    flops_column: Annotated[
-        str | None, typer.Option(help="Of a table without tokens.", show_default="FLOPs, C")
-    ] = None,
-    loss_column: Annotated[
-        list[str] | None, typer.Option(help="Of a table; several times.", show_default="those that begin with loss")
-    ] = None,
-    resamples: Annotated[int, typer.Option(min=100, help="Of the bootstrap.")] = 500,
-    seed: Annotated[int, typer.Option(min=0, help="Of the bootstrap.")] = 0,
+    device: Annotated[str, typer.Option(help="cpu, or cuda where a GPU is free beside the run.")] = "cpu",
+    seed: Annotated[int, typer.Option(help="Seed of samples and pairs.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print all of it as JSON.")] = False,
+    out: Annotated[Path | None, typer.Option(help="JSON file to write as well.")] = None,
+    check: Annotated[bool, typer.Option("--check", help="End with status 4 for no-go and 5 for not yet.")] = False,
 ) -> None:
-    """Fit loss over parameters and tokens to small runs; say what a larger one will come to, and how surely."""
-    from megatron_music.scaling.counts import check_counted
-    from megatron_music.scaling.fit import parse_target
-    from megatron_music.scaling.fit import predict as predict_losses
-    from megatron_music.scaling.fit_output import show
-    from megatron_music.scaling.points import Options, read_points
+    """Say go, no-go or not yet to a predictor run, with the reasons; necessary, not sufficient.
 
-    named = {"parameters": parameters_column, "tokens": tokens_column, "flops": flops_column}
-    columns = {quantity: name for quantity, name in named.items() if name is not None}
-    options = Options(check_counted(count), phase_ends, unfinished, loss, columns, loss_column or [])
-    targets = [parse_target(text, options.counted) for text in target or []]
-    found = predict_losses(read_points(points, options), targets, kind or [], options.counted, resamples, seed)
-    show(found, out, as_json)
+    Reads the run folder, also while it trains, and writes nothing into it. Without --check every verdict is status 0.
+    """
+    from megatron_music.evaluation.model import Effort
+    from megatron_music.scaling.gate import gate as judge
+    from megatron_music.scaling.thresholds import Thresholds, budget_tokens
+    from megatron_music.scaling.verdict import EXITS, show
+
+    effort = Effort(positions, documents, codec_weights=codec_weights, device=device, seed=seed)
+    report = judge(
+        run, Thresholds.load(thresholds), effort, budget_tokens=budget_tokens(budget), corpus=corpus, train=train,
+        held_out=held_out, reference=reference,
+    )  # fmt: skip
+    show(report, as_json, out)
+    if check:
+        raise typer.Exit(EXITS[report.verdict])
 
 
 @predict.command(epilog="Example: megatron-music predict ladder examples/yue_0.5b.yaml ladder --gpus 16")

@@ -25,41 +25,45 @@ POSITION_EDGES = (0, 16, 64, 256, 1024, 4096)
 
 
 @dataclass
-class Validity:
-    """Sampled and invalid ids by bucket of their position in the span, the codes among the valid ones, and the spans.
+class Span:
+    """A sampled span.
 
-    A span holds the ids that the model went on with, all of them valid, without its end.
+    Attributes:
+        prompt: number of the prompt that it continues.
+        ids: what the model went on with, all of it valid, without the span's end.
+        valid: for each id that was sampled, an end included, whether the first draw was valid.
     """
 
-    sampled: np.ndarray = field(default_factory=lambda: np.zeros(len(POSITION_EDGES), dtype=np.int64))
-    invalid: np.ndarray = field(default_factory=lambda: np.zeros(len(POSITION_EDGES), dtype=np.int64))
+    prompt: int
+    ids: list[int] = field(default_factory=list)
+    valid: list[bool] = field(default_factory=list)
+
+
+@dataclass
+class Validity:
+    """Spans that were sampled, and the codes among their first draws that were valid."""
+
+    spans: list[Span] = field(default_factory=list)
     codes: set[int] = field(default_factory=set)
-    spans: list[list[int]] = field(default_factory=list)
 
     @property
     def share(self) -> float:
         """Invalid ids over sampled ids; raises ZeroDivisionError where nothing was sampled."""
-        return int(self.invalid.sum()) / int(self.sampled.sum())
+        return sum(span.valid.count(False) for span in self.spans) / self.positions
 
     @property
     def positions(self) -> int:
         """Ids sampled."""
-        return int(self.sampled.sum())
+        return sum(len(span.valid) for span in self.spans)
 
-    def count(self, position: int, valid: bool) -> None:
-        """Counts one sampled id."""
-        bucket = int(np.searchsorted(POSITION_EDGES, position, side="right")) - 1
-        self.sampled[bucket] += 1
-        self.invalid[bucket] += not valid
-
-    def by_position(self) -> dict[str, dict[str, int]]:
-        """Counts by range of positions, ranges without samples left out."""
-        ends = [*(f"{edge - 1}" for edge in POSITION_EDGES[1:]), ""]
-        return {
-            f"{first}-{end}": {"sampled": int(sampled), "invalid": int(invalid)}
-            for first, end, sampled, invalid in zip(POSITION_EDGES, ends, self.sampled, self.invalid, strict=True)
-            if sampled
-        }
+    def counts(self) -> tuple[np.ndarray, np.ndarray]:
+        """Sampled and invalid ids, int64 (spans, buckets), by span and by bucket of their position in it."""
+        sampled, invalid = np.zeros((2, len(self.spans), len(POSITION_EDGES)), dtype=np.int64)
+        for number, span in enumerate(self.spans):
+            buckets = np.searchsorted(POSITION_EDGES, np.arange(len(span.valid)), side="right") - 1
+            np.add.at(sampled[number], buckets, 1)
+            np.add.at(invalid[number], buckets, ~np.array(span.valid, dtype=bool))
+        return sampled, invalid
 
 
 class SpanReader(Protocol):
@@ -141,47 +145,49 @@ def draw(
 
 @torch.no_grad()  # and not inference_mode: a model in training keeps what it makes here, such as its RoPE's angles
 def sample_spans(
-    reader: SpanReader, prompts: Sequence[Sequence[int]], grammar: AudioGrammar, positions: int, seed: int = 0
+    reader: SpanReader,
+    prompts: Sequence[Sequence[int]],
+    grammar: AudioGrammar,
+    positions: int,
+    seed: int = 0,
+    longest: int | None = None,
 ) -> Validity:
     """Samples spans behind ``prompts`` until at least ``positions`` ids are counted.
 
-    Prompts end with the opening of a span and are used in turn, each as often as needed. A span ends at its ``<EOA>``
-    or where the reader's positions are used up. Prompts that are too long lose their beginning: half of the positions
-    is left for audio.
+    Prompts end with the opening of a span and are used in turn, each as often as needed. A span ends at its ``<EOA>``,
+    after ``longest`` ids where that is given, or where the reader's positions are used up. Prompts that are too long
+    lose their beginning: half of the positions is left for audio.
 
     Raises ValueError where there is no prompt.
     """
     if not prompts:
         raise ValueError("there are no prompts to sample behind")
-    longest = max(len(grammar.opening), reader.positions // 2)
+    longest_prompt = max(len(grammar.opening), reader.positions // 2)
     generator = torch.Generator().manual_seed(seed)
     found = Validity()
-    prompt_lengths, written = [0] * reader.rows, [0] * reader.rows
-    span_of_row: list[list[int]] = [[] for _ in range(reader.rows)]
-    opened = 0
+    prompt_lengths = [0] * reader.rows
+    span_of_row: list[Span] = [Span(0)] * reader.rows
 
     def open_span(row: int) -> torch.Tensor:
-        nonlocal opened
-        prompt = list(prompts[opened % len(prompts)])[-longest:]
-        opened += 1
-        prompt_lengths[row], written[row] = len(prompt), 0
-        span_of_row[row] = []
+        number = len(found.spans) % len(prompts)
+        prompt = list(prompts[number])[-longest_prompt:]
+        prompt_lengths[row], span_of_row[row] = len(prompt), Span(number)
         found.spans.append(span_of_row[row])
         return reader.open(row, prompt)
 
     logits_RV = torch.stack([open_span(row) for row in range(reader.rows)])
-    while found.positions < positions:
-        ids, valid = draw(logits_RV, written, grammar, generator)
-        for row in range(reader.rows):
-            found.count(written[row], valid[row])
-            written[row] += 1
+    for _ in range(-(-positions // reader.rows)):
+        ids, valid = draw(logits_RV, [len(span.valid) for span in span_of_row], grammar, generator)
+        for row, span in enumerate(span_of_row):
+            span.valid.append(valid[row])
             if ids[row] != grammar.end:
-                span_of_row[row].append(ids[row])
+                span.ids.append(ids[row])
             if valid[row] and ids[row] != grammar.end:
                 found.codes.add(int(grammar.codec.codes(np.array([ids[row]]))[0]))
         logits_RV = reader.extend(ids).clone()  # rows are replaced below
-        for row in range(reader.rows):
-            if ids[row] == grammar.end or prompt_lengths[row] + written[row] == reader.positions:
+        for row, span in enumerate(span_of_row):
+            written = len(span.valid)
+            if ids[row] == grammar.end or written == longest or prompt_lengths[row] + written == reader.positions:
                 logits_RV[row] = open_span(row)
     return found
 
@@ -197,11 +203,20 @@ def span_prompts(prefix: str | Path, grammar: AudioGrammar, most: int | None = N
         if most is not None and len(prompts) == most:
             break
         ids, _ = source.document(index)
-        starts = np.flatnonzero(ids == grammar.opening[0])
-        ends = [start + len(grammar.opening) for start in starts]
-        first = next((end for end in ends if ids[:end].tolist()[-len(grammar.opening) :] == grammar.opening), None)
-        if first is not None:
-            prompts.append(ids[:first].tolist())
+        spans = spans_of(ids, grammar)
+        if spans:
+            prompts.append(ids[: spans[0].start].tolist())
     if not prompts:
         raise InputError(prefix, f"no document has a span of {grammar.codec.name}", "name a source with such songs")
     return prompts
+
+
+def spans_of(ids: np.ndarray, grammar: AudioGrammar) -> list[slice]:
+    """Where the audio of each span of the grammar's codec stands in a document, opening and end left out."""
+    spans = []
+    for start in np.flatnonzero(ids == grammar.opening[0]):
+        first = int(start) + len(grammar.opening)
+        if ids[start:first].tolist() == grammar.opening:
+            ends = np.flatnonzero(ids[first:] == grammar.end)
+            spans.append(slice(first, first + int(ends[0]) if len(ends) else len(ids)))
+    return spans

@@ -131,20 +131,45 @@ def bigram_loss(
 
     Raises InputError where the sources hold no audio tokens.
     """
-    try:
-        bigram = InterpolatedBigram.fit(list(_documents(train)), codec, songs)
-        loss = bigram.loss(_documents(held_out))
-    except ValueError as error:
-        raise InputError(", ".join(map(str, train)), str(error), "name sources with songs") from None
+    bigram = fit_bigram(train, codec, songs)
+    loss = bigram.loss(_documents(held_out))
     if not loss.tokens:
         raise InputError(", ".join(map(str, held_out)), "holds no audio tokens", "name sources with songs")
     return loss
 
 
-def _documents(prefixes: Sequence[str | Path]) -> Iterable[TokenDocument]:
+def fit_bigram(
+    train: Sequence[str | Path],
+    codec: CodecRange,
+    songs: Sequence[object] | None = None,
+    most_tokens: int | None = None,
+    seed: int = 0,
+) -> InterpolatedBigram:
+    """Fits a bigram on the documents of some indexed sources.
+
+    Args:
+        most_tokens: where the sources hold more, documents are drawn by ``seed`` until there are as many; ``songs``
+            then has to be None.
+
+    Raises InputError where they hold no audio tokens.
+    """
+    try:
+        return InterpolatedBigram.fit(list(_documents(train, most_tokens, seed)), codec, songs)
+    except ValueError as error:
+        raise InputError(", ".join(map(str, train)), str(error), "name sources with songs") from None
+
+
+def _documents(
+    prefixes: Sequence[str | Path], most_tokens: int | None = None, seed: int = 0
+) -> Iterable[TokenDocument]:
     for prefix in prefixes:
         source = IndexedSource(prefix)
-        for index in range(len(source)):
+        chosen = range(len(source))
+        if most_tokens is not None and source.total_tokens * len(prefixes) > most_tokens:
+            drawn = np.random.default_rng(seed).permutation(len(source))
+            enough = np.searchsorted(np.cumsum(source.lengths[drawn], dtype=np.int64), most_tokens // len(prefixes)) + 1
+            chosen = np.sort(drawn[:enough]).tolist()
+        for index in chosen:
             yield source.document(index)
 
 

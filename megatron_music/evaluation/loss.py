@@ -79,9 +79,9 @@ def held_out_loss(
     start = folder.vocabulary.special("<EOD>")
     batches = _batches(packed_windows(corpus, context, start), windows_at_once)
     for windows in track(batches, "held-out loss", -(-corpus.total_tokens // (context * windows_at_once))):
-        ids_BT = np.stack([_padded(ids, context + 1, start) for ids, _ in windows])
+        ids_BT = np.stack([padded(ids, context + 1, start) for ids, _ in windows])
         with torch.inference_mode():
-            losses_BT = _losses(network, torch.from_numpy(ids_BT).long().to(device))
+            losses_BT = token_nats(network, torch.from_numpy(ids_BT).long().to(device))
         for losses_T, (_, kinds) in zip(losses_BT, windows, strict=True):
             np.add.at(nats_K, kinds, losses_T[: len(kinds)])
             tokens_K += np.bincount(kinds, minlength=len(Kind))
@@ -126,9 +126,9 @@ def document_nats(
     batches = _batches(iter(windows), windows_at_once)
     for batch in track(batches, "loss by document", -(-len(windows) // windows_at_once)):
         longest = max(len(ids) for _, ids in batch)
-        ids_BT = torch.from_numpy(np.stack([_padded(ids, longest, start) for _, ids in batch])).long()
+        ids_BT = torch.from_numpy(np.stack([padded(ids, longest, start) for _, ids in batch])).long()
         with torch.inference_mode():
-            losses_BT = _losses(network, ids_BT.to(network.device))
+            losses_BT = token_nats(network, ids_BT.to(network.device))
         for (number, ids), losses_T in zip(batch, losses_BT, strict=True):
             nats[number].append(losses_T[: len(ids) - 1])
     return [np.concatenate(parts) if parts else np.zeros(0) for parts in nats]
@@ -145,7 +145,7 @@ def check_vocabulary(folder: ModelFolder, source: IndexedSource) -> None:
         )
 
 
-def _losses(network: "LlamaForCausalLM", ids_BT: "torch.Tensor") -> np.ndarray:
+def token_nats(network: "LlamaForCausalLM", ids_BT: "torch.Tensor") -> np.ndarray:
     """Nats of every id but the first of each row, float64 (B, T - 1)."""
     import torch
 
@@ -159,7 +159,8 @@ def _losses(network: "LlamaForCausalLM", ids_BT: "torch.Tensor") -> np.ndarray:
     return torch.cat(parts).view(len(ids_BT), -1).double().cpu().numpy()
 
 
-def _padded(ids: np.ndarray, length: int, filler: int) -> np.ndarray:
+def padded(ids: np.ndarray, length: int, filler: int) -> np.ndarray:
+    """Ids (N,) with ``filler`` behind them, (length,)."""
     return np.concatenate([ids, np.full(length - len(ids), filler, dtype=ids.dtype)])
 
 

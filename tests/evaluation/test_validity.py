@@ -5,10 +5,16 @@ import pytest
 import torch
 import yaml
 
-from megatron_music.corpus.indexed import IndexedWriter
-from megatron_music.engine.sampling import RereadingReader, Validity, draw, sample_spans, span_prompts
+from megatron_music.corpus.indexed import IndexedSource, IndexedWriter
+from megatron_music.engine.sampling import RereadingReader, Span, Validity, draw, sample_spans, span_prompts
 from megatron_music.errors import InputError
-from megatron_music.evaluation.validity import CachedReader, invalid_token_share
+from megatron_music.evaluation.validity import (
+    CachedReader,
+    invalid_by_position,
+    invalid_share,
+    invalid_token_share,
+    openings,
+)
 from megatron_music.generation.decoder import LlamaDecoder
 from megatron_music.generation.models import ModelFolder
 from megatron_music.vocabulary.grammar import AudioGrammar
@@ -113,16 +119,28 @@ def test_long_prompts_lose_their_beginning(vocabulary):
 
 
 def test_counts_by_position_of_the_span():
-    found = Validity()
-    for position, valid in [(0, True), (15, False), (16, True), (1023, False), (5000, False)]:
-        found.count(position, valid)
-    assert found.by_position() == {
-        "0-15": {"sampled": 2, "invalid": 1},
-        "16-63": {"sampled": 1, "invalid": 0},
-        "256-1023": {"sampled": 1, "invalid": 1},
-        "4096-": {"sampled": 1, "invalid": 1},
+    """Two spans: of 17 ids, the last but one invalid, and of 5,001, of which two are."""
+    long = [position not in (1023, 5000) for position in range(5001)]
+    found = Validity([Span(0, valid=[True] * 15 + [False, True]), Span(1, valid=long)])
+    counts = {
+        name: (told["sampled"], told["invalid"], told["spans"]) for name, told in invalid_by_position(found).items()
     }
-    assert (found.positions, found.share) == (5, 0.6)
+    assert counts == {
+        "0-15": (32, 1, 2),
+        "16-63": (49, 0, 2),
+        "64-255": (192, 0, 1),
+        "256-1023": (768, 1, 1),
+        "1024-4095": (3072, 0, 1),
+        "4096-": (905, 1, 1),
+    }
+    assert (found.positions, found.share) == (5018, 3 / 5018)
+    assert invalid_share(found).value == found.share
+
+
+def test_spans_end_at_the_longest_and_know_their_prompts(vocabulary):
+    found = sample_spans(reader_of(probabilities(codes=1), rows=3), PROMPTS, AudioGrammar(vocabulary), 60, longest=7)
+    assert [len(span.ids) for span in found.spans[:6]] == [7] * 6
+    assert [span.prompt for span in found.spans[:6]] == [0, 1, 0, 1, 0, 1]
 
 
 def test_cached_and_uncached_reading_count_the_same(make_model):
@@ -135,9 +153,9 @@ def test_cached_and_uncached_reading_count_the_same(make_model):
 
     uncached = sample_spans(RereadingReader(next_logits, 3, 48), PROMPTS, grammar, 200, seed=2)
     cached = sample_spans(CachedReader(LlamaDecoder(network, 3, 48)), PROMPTS, grammar, 200, seed=2)
-    assert cached.by_position() == uncached.by_position() and cached.codes == uncached.codes
+    assert cached == uncached
     whole = invalid_token_share(folder.path, PROMPTS, 200, seed=2, spans_at_once=3)
-    assert whole.by_position() == cached.by_position()
+    assert whole == cached
     assert invalid_token_share(folder.path, PROMPTS, 200, seed=3, spans_at_once=3).codes != set()
 
 
@@ -165,3 +183,15 @@ def test_prompts_are_documents_up_to_their_first_span(tmp_path, vocabulary):
         span_prompts(tmp_path / "text", grammar)
     with pytest.raises(ValueError, match="no prompts"):
         sample_spans(reader_of(probabilities(codes=1)), [], grammar, 10)
+
+
+def test_openings_are_prompts_with_the_audio_that_follows(tmp_path, vocabulary):
+    documents = [[1, 2, SOA, MARKER, 306, 307, EOA, 3, SOA, MARKER, 308, 309, EOA], [4, 5, 300], [6, SOA, MARKER, 310]]
+    with IndexedWriter(tmp_path / "songs") as writer:
+        for ids in documents:
+            writer.add(np.array(ids, dtype=np.int32), np.zeros(len(ids), dtype=np.uint8))
+    found = openings(IndexedSource(tmp_path / "songs"), AudioGrammar(vocabulary))
+    assert sorted((prompt, true.tolist()) for prompt, true in found) == [
+        ([1, 2, SOA, MARKER], [306, 307]),
+        ([6, SOA, MARKER], [310]),
+    ]

@@ -54,7 +54,7 @@ class AudioSamples(Callback):
         frames = max(1, round(self.options.seconds * self._codec.frames_per_second))
         found = sample_spans(reader, prompts, grammar, _TRACKS * frames, trainer.recipe.seed)
         if torch.distributed.get_rank() == 0:
-            codes = grammar.codec.codes(np.array([id for span in found.spans for id in _whole_frames(span)]))
+            codes = grammar.codec.codes(np.array([id for span in found.spans for id in _whole_frames(span.ids)]))
             tracks = [self._codec.decode(codes[None, track::_TRACKS]) for track in range(_TRACKS)]
             sound = without_clipping({"both": np.sum(tracks, axis=0)})["both"]
             self.log.sound(done, "audio_sample", sound, self._codec.sample_rate)

@@ -1,0 +1,122 @@
+"""The losses of a run by tokens consumed, from its folder alone: how low they are and how fast they fall."""
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from megatron_music.cluster.run_lines import METRICS
+from megatron_music.errors import InputError
+from megatron_music.evaluation.intervals import LEVEL, Interval
+from megatron_music.recipe.phases import PhaseSpan, phase_spans, step_at
+from megatron_music.recipe.recipe import Recipe
+from megatron_music.vocabulary.kinds import LOSS_GROUPS
+
+AUDIO_GROUPS = tuple(name for name in LOSS_GROUPS if name not in ("text", "special", "residual"))
+LAST_LINES = 20
+"""Lines whose mean is a training loss: of a single step it is noisy."""
+FEWEST_POINTS = 4
+_HELD_OUT, _STEP = b'"validation/loss": ', b'"learning_rate": '
+
+
+@dataclass(frozen=True)
+class LossCurve:
+    """Losses of one kind over a run.
+
+    Attributes:
+        held_out: whether they are of held-out songs, or of the steps' own data.
+        tokens_N, loss_N: tokens consumed and nats a token, as logged.
+        context_N: the context length in tokens of each.
+    """
+
+    kind: str
+    held_out: bool
+    tokens_N: np.ndarray
+    loss_N: np.ndarray
+    context_N: np.ndarray
+
+    @property
+    def last(self) -> Interval:
+        """The loss now: the last held-out one, or the mean of the last lines of steps with its interval."""
+        if self.held_out:
+            return Interval(float(self.loss_N[-1]))
+        from scipy.stats import t
+
+        values = self.loss_N[-LAST_LINES:]
+        mean = float(values.mean())
+        if len(values) < 2:
+            return Interval(mean)
+        half = float(t.ppf((1 + LEVEL) / 2, len(values) - 1) * values.std(ddof=1) / len(values) ** 0.5)
+        return Interval(mean, mean - half, mean + half)
+
+    def slope(self) -> Interval | None:
+        """Nats a doubling of the tokens over the last doubling of the run, by least squares.
+
+        Only values of the last context length count: a held-out loss of another one is of other cuts. None where there
+        are fewer than four of them. The interval is that of independent errors.
+        """
+        from scipy.stats import t
+
+        counted = (self.tokens_N >= self.tokens_N[-1] / 2) & (self.tokens_N > 0)
+        counted &= self.context_N == self.context_N[-1]
+        if counted.sum() < FEWEST_POINTS:
+            return None
+        doublings, loss = np.log2(self.tokens_N[counted]), self.loss_N[counted]
+        centred = doublings - doublings.mean()
+        slope = float(centred @ loss / (centred @ centred))
+        residuals = loss - loss.mean() - slope * centred
+        freedom = len(loss) - 2
+        half = float(t.ppf((1 + LEVEL) / 2, freedom)) * math.sqrt(residuals @ residuals / freedom / (centred @ centred))
+        return Interval(slope, slope - half, slope + half)
+
+
+def loss_curves(run: Path, recipe: Recipe) -> list[LossCurve]:
+    """The curves of all kinds of audio: held-out losses, or the steps' own where none are logged.
+
+    Reads ``metrics.jsonl`` up to its last whole line. Raises InputError where it is missing or has no losses yet.
+    """
+    lines = _lines(run)
+    for mark, prefix in ((_HELD_OUT, "validation/loss/"), (_STEP, "loss/")):
+        found = [line for line in lines[mark] if any(f"{prefix}{kind}" in line for kind in AUDIO_GROUPS)]
+        if found:
+            return _curves(found, prefix, phase_spans(recipe))
+    raise InputError(run / METRICS, "has no loss of audio tokens yet", "wait until it has, or train on songs")
+
+
+def _lines(run: Path) -> dict[bytes, list[dict[str, Any]]]:
+    found: dict[bytes, list[dict[str, Any]]] = {_HELD_OUT: [], _STEP: []}
+    try:
+        with open(run / METRICS, "rb") as file:
+            for text in file:
+                mark = next((mark for mark in found if mark in text), None)
+                if mark is None or not text.endswith(b"\n"):
+                    continue  # an event, or a line that is being written
+                try:
+                    found[mark].append(json.loads(text))
+                except ValueError:
+                    continue  # of a run that was killed while it wrote, and started again
+    except FileNotFoundError:
+        raise InputError(run, f"is not a run: no {METRICS}", "name a run folder") from None
+    return found
+
+
+def _curves(lines: list[dict[str, Any]], prefix: str, spans: list[PhaseSpan]) -> list[LossCurve]:
+    curves = []
+    for kind in AUDIO_GROUPS:
+        of_kind = [(line["step"], line[f"{prefix}{kind}"]) for line in lines if f"{prefix}{kind}" in line]
+        points = [(*_place(step, spans), loss) for step, loss in of_kind if loss is not None]
+        if points:
+            tokens, contexts, losses = map(np.array, zip(*points, strict=True))
+            curves.append(LossCurve(kind, prefix != "loss/", tokens, losses, contexts))
+    return curves
+
+
+def _place(step: int, spans: list[PhaseSpan]) -> tuple[int, int]:
+    """Tokens consumed after ``step`` steps, and the context length then."""
+    if step < 1:
+        return 0, spans[0].phase.context_tokens
+    at = step_at(spans, min(step, spans[-1].last_step) - 1)
+    return at.tokens_after, at.span.phase.context_tokens

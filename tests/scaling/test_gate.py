@@ -1,0 +1,313 @@
+"""The gate on runs that were really trained: one that learned, one of shuffled codes, and runs that lack something."""
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import gate_songs
+import numpy as np
+import pytest
+import yaml
+from scipy import stats
+from typer.testing import CliRunner
+
+from megatron_music import cli
+from megatron_music.engine.processes import launch
+from megatron_music.errors import InputError
+from megatron_music.evaluation.intervals import Interval
+from megatron_music.evaluation.model import Effort
+from megatron_music.recipe.flops import parameter_count
+from megatron_music.recipe.phases import phase_spans
+from megatron_music.recipe.recipe import Recipe
+from megatron_music.scaling import newest
+from megatron_music.scaling.curve import LossCurve, loss_curves
+from megatron_music.scaling.gate import Sources, gate, sources_of
+from megatron_music.scaling.newest import newest_exported
+from megatron_music.scaling.thresholds import SHIPPED, Limit, Thresholds
+from megatron_music.scaling.verdict import EXITS, Report, decide, report_text
+from megatron_music.vocabulary.vocabulary import CodecRange, Vocabulary
+
+TOKENS = 120_000
+EFFORT = Effort(positions=800, documents=24, references=8)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory, repository, text_tokenizer_file) -> Path:
+    """A folder with ``learned`` and ``shuffled``, both trained for 120,000 tokens, with their corpora."""
+    folder = tmp_path_factory.mktemp("gate")
+    recipes = []
+    for name in ("learned", "shuffled"):
+        corpus = gate_songs.write_corpus(folder / f"{name}_corpus", repository, text_tokenizer_file, name == "shuffled")
+        recipes.append(gate_songs.recipe_of(corpus, folder / name, TOKENS))
+    launch(gate_songs.train_all, 1, recipes)
+    return folder
+
+
+def content(run):
+    return {path: (path.stat().st_mtime_ns, path.stat().st_size) for path in sorted(run.rglob("*"))}
+
+
+@pytest.fixture(scope="module")
+def learned(runs):
+    """The report of the run that learned, at its own budget; its folder is left as it was."""
+    before = content(runs)
+    report = gate(runs / "learned", Thresholds.load(), EFFORT, budget_tokens=TOKENS)
+    assert content(runs) == before
+    return report
+
+
+def judgements(report):
+    return {line.measure: line.judgement for line in report.lines if line.judgement is not None}
+
+
+def test_a_run_that_learned_is_a_go(learned):
+    assert learned.verdict == "go", report_text(learned)
+    assert set(judgements(learned)) == {
+        "loss/vocal", "loss/accompaniment", "gain_over_bigram", "order", "invalid", "following", "copying",
+        "repetition", "hold",
+    }  # fmt: skip
+    assert set(judgements(learned).values()) == {"good"}
+    assert {lack["measure"] for lack in learned.missing} == {"silence", "following far", "copying of unseen songs"}
+    assert (learned.checkpoint, learned.tokens) == ("step_000118", 118 * 1024)
+    # What the songs are made of: a climb by the word or one more, half a bit of chance in each; words tell the climb.
+    lines = {line.measure: line.found for line in learned.lines}
+    assert lines["following/vocal"].low > 0.2 and lines["order"].low > 1
+    assert lines["slope/vocal"].value < -0.1
+
+
+@pytest.fixture(scope="module")
+def shuffled(runs):
+    """The report of the run of shuffled codes, at its own budget."""
+    return gate(runs / "shuffled", Thresholds.load(), EFFORT, budget_tokens=TOKENS)
+
+
+def test_a_run_of_shuffled_codes_is_a_no_go(shuffled):
+    assert shuffled.verdict == "no-go", report_text(shuffled)
+    # It writes codes where codes belong; that they come in an order is what it could not learn.
+    assert judgements(shuffled)["invalid"] == "good" and judgements(shuffled)["order"] == "bad"
+    assert any(reason.startswith("loss with frames in another order is bad") for reason in shuffled.reasons)
+
+
+def test_text_and_json_tell_the_same(learned):
+    told = json.loads(json.dumps(learned.as_dict()))
+    assert (told["format"], told["version"], told["verdict"]) == ("megatron-music gate", 1, "go")
+    text = report_text(learned)
+    assert "necessary, not sufficient" in text and "necessary, not sufficient" in told["caveat"]
+    for line in told["lines"]:
+        assert line["title"] in text and (line.get("judgement") is None or line["source"])
+    for lack in told["missing"]:
+        assert f"{lack['measure']}: {lack['why']}; {lack['how']}" in text
+    assert told["model"]["following"]["songs"] == len(gate_songs.STEPS) ** gate_songs.SEGMENTS
+
+
+def test_a_run_can_be_hopeless_before_its_budget(shuffled):
+    """From half of its budget on, what is required and bad is no-go."""
+
+    def judged(budget_tokens):
+        return decide(replace(shuffled, budget_tokens=budget_tokens, reasons=[]), Thresholds.load())
+
+    assert [judged(factor * TOKENS).verdict for factor in (3, 2, 1)] == ["not-yet", "no-go", "no-go"]
+    assert judged(2 * TOKENS).reasons[0] == "it has 120.8k tokens of a budget of 240k"
+
+
+@pytest.mark.parametrize(
+    ("tokens", "reach", "verdict"),
+    [(40, 4.1, "not-yet"), (60, None, "not-yet"), (60, 3.9, "not-yet"), (60, 4.1, "no-go")],
+)
+def test_a_loss_is_hopeless_where_even_a_straight_line_stays_above(tokens, reach, verdict):
+    limit = Thresholds.load().loss.classes["semantic"]
+    report = Report("run", "recipe", tokens=tokens, budget_tokens=100)
+    report.add("loss/vocal", "loss", Interval(4.5), "nats", limit).reach = reach
+    assert decide(report, Thresholds.load()).verdict == verdict
+
+
+def unmeasured(report, measure):
+    (found,) = [lack for lack in report.missing if lack["measure"] == measure]
+    return found["why"]
+
+
+@pytest.fixture
+def own_run(runs, tmp_path):
+    """A copy of the run that learned, to spoil."""
+    return Path(shutil.copytree(runs / "learned", tmp_path / "run"))
+
+
+def test_the_verb_prints_writes_and_tells_by_its_status(own_run, tmp_path):
+    """By its 123,200 parameters the budget is 16M tokens; the run has seen a hundredth of them."""
+    shutil.rmtree(own_run / "checkpoints")
+    arguments = ["predict", "gate", str(own_run), "--out", str(tmp_path / "gate.json")]
+    shown = CliRunner().invoke(cli.app, arguments)
+    assert shown.exit_code == 0, shown.output
+    assert "verdict: not yet\n  it has 120.8k tokens of a budget of 16.02M" in shown.stdout
+    checked = CliRunner().invoke(cli.app, [*arguments, "--json", "--check"])
+    assert (checked.exit_code, EXITS["no-go"]) == (5, 4)
+    assert json.loads(checked.stdout) == json.loads((tmp_path / "gate.json").read_text())
+
+
+def test_without_a_checkpoint_the_losses_alone_are_judged(own_run):
+    shutil.rmtree(own_run / "checkpoints")
+    report = gate(own_run, Thresholds.load(), EFFORT, budget_tokens=TOKENS)
+    assert (report.verdict, report.checkpoint, report.tokens) == ("not-yet", None, 118 * 1024)
+    assert set(judgements(report)) == {"loss/vocal", "loss/accompaniment"}
+    assert unmeasured(report, "all measures of the model") == f"{own_run}: has no complete checkpoint yet"
+    assert report.reasons == [f"{name} is required and was not measured" for name in
+                              ("gain over bigram", "order", "invalid")]  # fmt: skip
+
+
+def test_a_corpus_that_moved_is_named(own_run, runs):
+    settings = yaml.safe_load((own_run / "recipe.yaml").read_text()) | {"corpus": str(own_run / "gone")}
+    (own_run / "recipe.yaml").write_text(yaml.safe_dump(settings))
+    report = gate(own_run, Thresholds.load(), EFFORT)
+    assert report.verdict == "not-yet" and "the corpus has moved" in unmeasured(report, "all but the tokens")
+    with pytest.raises(InputError, match="has no source speech; choose from held_out, lyrics_to_song, reference"):
+        gate(own_run, Thresholds.load(), EFFORT, corpus=runs / "learned_corpus", held_out="speech")
+
+
+def test_sources_are_found_by_task_and_by_what_the_run_reads(runs, tmp_path):
+    recipe = Recipe.load(runs / "learned" / "recipe.yaml")
+    corpus = runs / "learned_corpus"
+    assert sources_of(recipe, corpus) == Sources(*(corpus / n for n in ("lyrics_to_song", "held_out", "reference")))
+    unwatched = recipe.model_copy(update={"watch": recipe.watch.model_copy(update={"validation": None})})
+    assert sources_of(unwatched, corpus).held_out == corpus / "held_out"
+    # Nothing but what it trains on: a source of another task is no held-out one.
+    alone = Path(shutil.copytree(corpus, tmp_path / "corpus"))
+    for file in alone.glob("held_out.*"):
+        file.unlink()
+    assert sources_of(unwatched, alone).held_out is None
+    for suffix in (".bin", ".idx", ".kind", ".json"):
+        shutil.copy(alone / f"reference{suffix}", alone / f"reference_held_out{suffix}")
+    assert sources_of(unwatched, alone).reference == alone / "reference_held_out"
+    report = gate(runs / "learned", Thresholds.load(), EFFORT, corpus=alone)
+    assert "no source with songs that the run does not train on" in unmeasured(report, "all measures of the model")
+
+
+def test_training_losses_stand_in_where_none_are_held_out(own_run):
+    lines = (own_run / "metrics.jsonl").read_text().splitlines(keepends=True)
+    kept = "".join(line for line in lines if "validation/" not in line)
+    (own_run / "metrics.jsonl").write_text(kept + '{"step": 200, "loss/vocal": 9, "learning_rate": 1')
+    recipe = Recipe.load(own_run / "recipe.yaml")
+    vocal, accompaniment = loss_curves(own_run, recipe)
+    losses = [line["loss/vocal"] for line in map(json.loads, kept.splitlines()) if "loss/vocal" in line]
+    assert (vocal.kind, accompaniment.kind, vocal.held_out) == ("vocal", "accompaniment", False)
+    assert vocal.loss_N.tolist() == losses and vocal.tokens_N[-1] == 118 * 1024
+    assert vocal.last.value == pytest.approx(np.mean(losses[-20:]))
+    shutil.rmtree(own_run / "checkpoints")
+    assert "its own training data" in unmeasured(gate(own_run, Thresholds.load(), EFFORT), "held-out loss")
+    (own_run / "metrics.jsonl").write_text("")
+    assert unmeasured(gate(own_run, Thresholds.load(), EFFORT), "loss") == "has no loss of audio tokens yet"
+
+
+def test_the_slope_is_that_of_a_planted_line():
+    """0.2 nats a doubling, with errors of 0.01; what came before the last doubling, or at another context, is other."""
+    tokens = np.arange(1, 201) * 1000.0
+    loss = 5 - 0.2 * np.log2(tokens) + np.random.default_rng(0).normal(0, 0.01, 200)
+    loss[:99] += 3
+    curve = LossCurve("vocal", True, tokens, loss, np.full(200, 8192))
+    slope = curve.slope()
+    expected = stats.linregress(np.log2(tokens[99:]), loss[99:])
+    half = stats.t.ppf(0.975, 99) * expected.stderr
+    assert (slope.value, slope.low, slope.high) == pytest.approx(
+        (expected.slope, expected.slope - half, expected.slope + half)
+    )
+    assert slope.low < -0.2 < slope.high
+    context = np.where(np.arange(200) < 196, 8192, 16384)
+    assert replace(curve, context_N=context).slope() is not None
+    assert replace(curve, context_N=np.where(np.arange(200) < 197, 8192, 16384)).slope() is None
+
+
+def test_a_checkpoint_that_goes_while_it_is_read_gives_way_to_the_next(own_run, monkeypatch):
+    recipe = Recipe.load(own_run / "recipe.yaml")
+    export, taken = newest.export_checkpoint, []
+
+    def removed_meanwhile(checkpoint, *arguments, **options):
+        taken.append(checkpoint.name)
+        if len(taken) == 1:
+            shutil.rmtree(checkpoint)
+        return export(checkpoint, *arguments, **options)
+
+    monkeypatch.setattr(newest, "export_checkpoint", removed_meanwhile)
+    with newest_exported(own_run, recipe) as exported:
+        assert (exported.checkpoint, exported.state.step) == ("step_000100", 100)
+        assert (exported.folder / "model.safetensors").is_file()
+    assert taken == ["step_000118", "step_000100"] and not exported.folder.exists()
+    for file in (own_run / "checkpoints" / "step_000100").glob("*.distcp"):
+        file.write_bytes(b"short")
+    with pytest.raises(InputError, match="has no complete checkpoint yet"), newest_exported(own_run, recipe):
+        pass
+
+
+def test_a_checkpoint_with_a_fault_that_stays_is_told(own_run, runs, tmp_path):
+    """Not that of a checkpoint that was removed: here the corpus lacks its tokenizer."""
+    corpus = Path(shutil.copytree(runs / "learned_corpus", tmp_path / "corpus"))
+    (corpus / "tokenizer.model").unlink()
+    report = gate(own_run, Thresholds.load(), EFFORT, corpus=corpus)
+    assert unmeasured(report, "all measures of the model") == f"{corpus}: has no tokenizer.model"
+
+
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        ({"budgets": {}}, "budgets: unknown field; did you mean budget?"),
+        ({"budget": {"tokens_per_parameter": 0, "source": "ours"}}, "budget.tokens_per_parameter: found 0"),
+        ({"budget": {"tokens_per_parameter": 20}}, "budget.source: missing field"),
+        ({"measures": {"invalid": {"go_below": 0.1, "source": ""}}}, "measures.invalid.source: found ''"),
+        ({"measures": {"invalid": {"source": "ours"}}}, "measures.invalid: write go_below and"),
+        ({"measures": {"invalid": {"go_below": 0.5, "no_go_above": 0.1, "source": "ours"}}}, "is below go_below 0.5"),
+        ({"measures": {"taste": {"go_above": 1, "source": "ours"}}}, "measures: taste is not measured; choose from"),
+        ({"required": ["lyrics"]}, "required: lyrics is not measured"),
+        ({"codecs": {"dac": {"class": "spectral", "source": "ours"}}}, "codecs: dac: class spectral is none of"),
+    ],
+)  # fmt: skip
+def test_a_file_of_limits_is_read_strictly(tmp_path, change, line):
+    path = tmp_path / "limits.yaml"
+    path.write_text(yaml.safe_dump(yaml.safe_load(SHIPPED.read_text()) | change))
+    with pytest.raises(InputError) as error:
+        Thresholds.load(path)
+    assert str(error.value).startswith(str(path)) and line in str(error.value)
+
+
+def test_limits_of_losses_scale_with_the_codebook():
+    limits = Thresholds.load()
+    xcodec = CodecRange("xcodec", "<xcodec>", 0, 12, 1024)
+    assert (limits.loss_limit(xcodec).go_below, limits.loss_limit(xcodec).no_go_above) == (3.0, 4.0)
+    embedded = CodecRange("embedded", "<embedded>", 0, 4, 256)
+    assert limits.loss_limit(embedded).go_below == pytest.approx(4 * 8 / 10)  # ln 256 / ln 1024
+    with pytest.raises(InputError, match="codec mine: has no class in the thresholds; add it to `codecs`"):
+        limits.class_of(replace(xcodec, name="mine"))
+
+
+def test_the_shipped_predictor_reaches_its_budget(repository):
+    """70B tokens for the 0.5B of the examples."""
+    recipe = Recipe.load(repository / "examples" / "yue_0.5b.yaml")
+    parameters = parameter_count(recipe.network, Vocabulary.load(recipe.vocabulary).padded_size)
+    budget = Thresholds.load().budget.tokens_per_parameter * parameters
+    assert 0.99 < budget / phase_spans(recipe)[-1].last_token <= 1
+
+
+def test_limits_judge_whole_intervals():
+    below = Limit(go_below=0.1, no_go_above=0.5, source="test")
+    found = [Interval(0.05, 0.01, 0.09), Interval(0.05, 0.01, 0.11), Interval(0.6, 0.51, 0.7), Interval(0.6, 0.4, 0.8)]
+    assert [below.judge(interval) for interval in found] == ["good", "open", "bad", "open"]
+    assert [below.judge(Interval(value)) for value in (0.05, 0.3, 0.7)] == ["good", "open", "bad"]
+    above = Limit(go_above=0.0, no_go_below=0.002, source="test")
+    found = [Interval(0.01, 0.001, 0.02), Interval(0.01, -0.001, 0.02), Interval(0, -0.001, 0.001)]
+    assert [above.judge(interval) for interval in found] == ["good", "open", "bad"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["nowhere"], "error: nowhere: is not a run: no recipe.yaml"),
+        (["nowhere", "--thresholds", "none.yaml"], "error: none.yaml: no such file"),
+        (["nowhere", "--budget", "70 billion"], "error: --budget: '70 billion' is not a count"),
+        (["nowhere", "--budget", "0"], "error: --budget: 0 is no budget"),
+    ],
+)
+def test_bad_input_is_one_line(monkeypatch, capsys, tmp_path, arguments, line):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["megatron-music", "predict", "gate", *arguments])
+    with pytest.raises(SystemExit) as stopped:
+        cli.main()
+    error = capsys.readouterr().err
+    assert stopped.value.code == 2 and error.startswith(line) and error.count("\n") == 1
