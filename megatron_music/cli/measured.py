@@ -51,3 +51,33 @@ def report(
     from megatron_music.evaluation.report.write import report_files
 
     typer.echo(report_files(evaluations, out, players))
+
+
+@evaluate.command(epilog="Example: megatron-music evaluate listen songs/ours songs/theirs --out listening")
+def listen(
+    systems: Annotated[list[Path] | None, typer.Argument(help="A folder of songs of each system.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the test: clips and answers.")] = None,
+    results: Annotated[Path | None, typer.Option(help="Folder of a test: say what was answered so far.")] = None,
+    rater: Annotated[str | None, typer.Option(help="Who listens.", show_default="the page asks")] = None,
+    pairs: Annotated[int | None, typer.Option(min=1, help="Pairs for each rater, at most.", show_default="all")] = None,
+    loudness: Annotated[bool, typer.Option(help="Bring all songs to one loudness.")] = True,
+    seed: Annotated[int, typer.Option(help="Of the order of pairs and sides.")] = 0,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 takes a free one.")] = 7861,
+) -> None:
+    """Compare songs of several systems blind, in a web page; started again, it goes on.
+
+    With --results it writes FOLDER/evaluation.json, which `evaluate report` reads, and prints win rates.
+    """
+    from megatron_music.errors import InputError
+    from megatron_music.evaluation.listening.results import results_in_words, write_results
+    from megatron_music.evaluation.listening.server import ListeningTest, serve
+    from megatron_music.evaluation.listening.study import open_study
+
+    if (out is None) == (results is None):
+        raise InputError("evaluate listen", "needs --out or --results", "name the folder of the test with one of them")
+    if results is not None:
+        typer.echo(results_in_words(write_results(results)))
+        return
+    study = open_study(out, systems or [], seed, loudness, typer.echo)
+    serve(ListeningTest(out, study, rater, pairs), host, port, typer.echo)

@@ -63,6 +63,59 @@ def gate(
         raise typer.Exit(EXITS[report.verdict])
 
 
+@predict.command(epilog="Example: megatron-music predict fit ladder --target 7B@1.75T --out fit")
+def fit(
+    points: Annotated[
+        list[Path], typer.Argument(help="Run folders, folders of runs, ladders, or tables (.csv) of points.")
+    ],
+    target: Annotated[
+        list[str] | None, typer.Option(help="PARAMETERS@TOKENS such as 7B@1.75T, or a recipe; several times.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for fit.html, fit.json and pictures.", show_default="print alone")
+    ] = None,
+    kind: Annotated[
+        list[str] | None, typer.Option(help="Loss to fit: loss (all tokens), vocal, ...; several times.")
+    ] = None,
+    count: Annotated[
+        str, typer.Option(help="Parameters of runs: layers (no embeddings), multiplying (no input embedding) or all.")
+    ] = "layers",
+    loss: Annotated[str, typer.Option(help="held_out, training, or auto: held out where every run has it.")] = "auto",
+    phase_ends: Annotated[
+        bool, typer.Option("--points", help="Also the ends of phases whose learning rate had decayed.")
+    ] = False,
+    unfinished: Annotated[
+        bool, typer.Option("--unfinished", help="Take runs that have not ended as they are.")
+    ] = False,
+    parameters_column: Annotated[
+        str | None, typer.Option(help="Of a table.", show_default="parameters, N, ...")
+    ] = None,
+    tokens_column: Annotated[str | None, typer.Option(help="Of a table.", show_default="tokens, D, ...")] = None,
+    flops_column: Annotated[
+        str | None, typer.Option(help="Of a table without tokens.", show_default="FLOPs, C")
+    ] = None,
+    loss_column: Annotated[
+        list[str] | None, typer.Option(help="Of a table; several times.", show_default="those that begin with loss")
+    ] = None,
+    resamples: Annotated[int, typer.Option(min=100, help="Of the bootstrap.")] = 500,
+    seed: Annotated[int, typer.Option(min=0, help="Of the bootstrap.")] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print all of it as JSON.")] = False,
+) -> None:
+    """Fit loss over parameters and tokens to small runs; say what a larger one will come to, and how surely."""
+    from megatron_music.scaling.counts import check_counted
+    from megatron_music.scaling.fit import parse_target
+    from megatron_music.scaling.fit import predict as predict_losses
+    from megatron_music.scaling.fit_output import show
+    from megatron_music.scaling.points import Options, read_points
+
+    named = {"parameters": parameters_column, "tokens": tokens_column, "flops": flops_column}
+    columns = {quantity: name for quantity, name in named.items() if name is not None}
+    options = Options(check_counted(count), phase_ends, unfinished, loss, columns, loss_column or [])
+    targets = [parse_target(text, options.counted) for text in target or []]
+    found = predict_losses(read_points(points, options), targets, kind or [], options.counted, resamples, seed)
+    show(found, out, as_json)
+
+
 @predict.command(epilog="Example: megatron-music predict ladder examples/yue_0.5b.yaml ladder --gpus 16")
 def ladder(
     recipe: RecipeFile,

@@ -39,16 +39,14 @@ def song_corpus(tmp_path_factory, repository) -> Path:
     return folder / "corpus"
 
 
-@pytest.fixture(scope="session")
-def toy_recipe(song_corpus, tmp_path_factory) -> Path:
-    """The file of a recipe over it: two phases of 60,000 tokens, the second annealed."""
-    path = tmp_path_factory.mktemp("recipe") / "toy.yaml"
+def write_recipe(path: Path, corpus: Path, vocabulary: Path) -> Path:
+    """Writes a recipe of two phases of 60,000 tokens, the second annealed, to ``path``."""
     phase = {"context_tokens": 64, "batch_sequences": 8, "mixture": {"songs": 1}}
     network = {"hidden_size": 32, "layers": 2, "attention_heads": 2, "key_value_heads": 1, "ffn_hidden_size": 96}
     content = {
         "name": "toy",
-        "vocabulary": str(song_corpus / "vocabulary.yaml"),
-        "corpus": str(song_corpus),
+        "vocabulary": str(vocabulary),
+        "corpus": str(corpus),
         "run": "run",
         "precision": "fp32",
         "network": network | {"position_limit": 64, "init_std": 0.15},
@@ -69,8 +67,22 @@ def toy_recipe(song_corpus, tmp_path_factory) -> Path:
         },
         "checkpoints": {"every_steps": 1000, "keep": 1},
     }
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(yaml.safe_dump(content))
     return path
+
+
+@pytest.fixture(scope="session")
+def toy_recipe(song_corpus, tmp_path_factory) -> Path:
+    """The file of a recipe over the two songs."""
+    return write_recipe(tmp_path_factory.mktemp("recipe") / "toy.yaml", song_corpus, song_corpus / "vocabulary.yaml")
+
+
+@pytest.fixture
+def bare_recipe(tmp_path, repository) -> Path:
+    """The file of the same recipe over a corpus that is not there."""
+    vocabulary = repository / "tests" / "data" / "tiny_vocabulary.yaml"
+    return write_recipe(tmp_path / "recipe" / "toy.yaml", tmp_path / "corpus", vocabulary)
 
 
 @pytest.fixture(scope="session")

@@ -2,8 +2,6 @@
 
 import json
 import math
-import os
-import subprocess
 
 import pytest
 from typer.testing import CliRunner
@@ -132,20 +130,3 @@ def test_what_makes_no_ladder_is_one_line(predictor, tmp_path, options, line):
     shown = CliRunner().invoke(cli.app, call)
     assert isinstance(shown.exception, InputError) and line in str(shown.exception)
     assert not (tmp_path / "out").exists()
-
-
-def test_the_script_submits_every_rung(toy_recipe, tmp_path):
-    """With a stand-in that prints what it is given; what it prints is then given to the verb."""
-    out, tools = tmp_path / "out", tmp_path / "bin"
-    write_ladder(toy_recipe, out, "6k,24k", "1", gpus=1)
-    tools.mkdir()
-    (tools / "megatron-music").write_text('#!/bin/sh\necho "$@"\n')
-    (tools / "megatron-music").chmod(0o755)
-    call = ["sh", str(out / "submit.sh"), "--dry-run", "--partition", "gpu"]
-    path = f"{tools}:{os.environ['PATH']}"
-    lines = subprocess.run(call, capture_output=True, text=True, check=True, env={"PATH": path}).stdout.splitlines()
-    assert [line.split()[:2] for line in lines] == [["submit", str(out / f"{name}_1x.yaml")] for name in ("6k", "24k")]
-    for line in lines:
-        shown = CliRunner().invoke(cli.app, line.split())
-        assert shown.exit_code == 0 and "#SBATCH --partition=gpu" in shown.output
-    assert not (out / "runs").exists()

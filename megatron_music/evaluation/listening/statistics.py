@@ -9,13 +9,13 @@ three, which is what listening tests have.
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 
 import numpy as np
-from scipy.stats import norm, rankdata
 
 from megatron_music.evaluation.result import Evaluation, Interval, Listening, PairHeard, SystemResult, WinRate
 
-Z_95 = float(norm.ppf(0.975))
+Z_95 = NormalDist().inv_cdf(0.975)
 FEWEST, FEW = 4, 10
 """Systems or pairs below which no correlation is given, and below which it is called one of few."""
 _ROUNDS, _TOLERANCE = 10_000, 1e-12
@@ -252,6 +252,8 @@ def spearman(x: Sequence[float], y: Sequence[float]) -> Correlation | None:
 
 
 def _of_ranks(x: np.ndarray, y: np.ndarray, count: int) -> Correlation | None:
+    from scipy.stats import rankdata
+
     return _correlation(rankdata(x), rankdata(y), count, 1 / max(count - 3, 1), ranks=True)
 
 

@@ -1,0 +1,196 @@
+"""Points of a scaling law: what runs of some parameters and tokens came to, from run folders or from a table."""
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from megatron_music.cluster.run_lines import METRICS
+from megatron_music.errors import InputError
+from megatron_music.files import read_json
+from megatron_music.recipe.phases import phase_spans, step_at
+from megatron_music.recipe.recipe import Recipe
+from megatron_music.scaling.counts import Counted, parameters_of, run_flops
+from megatron_music.scaling.ladder import LADDER
+from megatron_music.tables import short_count
+from megatron_music.vocabulary.vocabulary import Vocabulary
+
+TAIL = 0.05
+"""The loss of a run without held-out songs is the mean over this last share of its tokens."""
+DECAYED = 0.25
+"""A learning rate of at most this share of the highest before it counts as decayed (the recipes end at a tenth)."""
+
+
+@dataclass(frozen=True)
+class Point:
+    """What one training came to.
+
+    Attributes:
+        losses: nats a token by name: ``loss`` of all tokens, ``vocal``, ``text``, ... by kind.
+        learning_rate_left: the last learning rate over the highest; None where it is not known.
+        measured_on: where the losses come from; those of one fit have to agree.
+    """
+
+    name: str
+    parameters: float
+    tokens: float
+    losses: dict[str, float]
+    flops: float | None = None
+    learning_rate_left: float | None = None
+    measured_on: str = ""
+
+
+@dataclass(frozen=True)
+class Options:
+    """How points are read.
+
+    Attributes:
+        counted: which parameters of a run count.
+        phase_ends: the end of every phase whose learning rate had decayed is a point too, and not the run's end alone.
+        unfinished: take runs that have not ended, as far as they are.
+        loss: ``held_out``, ``training``, or ``auto``: held out where every run has it.
+        columns: of a table: ``parameters``, ``tokens``, ``flops``; and ``losses``, by their names in the file.
+    """
+
+    counted: Counted = "layers"
+    phase_ends: bool = False
+    unfinished: bool = False
+    loss: str = "auto"
+    columns: dict[str, str] = field(default_factory=dict)
+    loss_columns: Sequence[str] = ()
+
+
+def read_points(paths: Sequence[Path], options: Options) -> list[Point]:
+    """The points of run folders, folders of runs, ladders and tables (.csv, .tsv), in their order.
+
+    Raises InputError for what holds none, a run that has not ended, and a table that can't be read.
+    """
+    from megatron_music.scaling.tables import read_table
+
+    if options.loss not in ("auto", "held_out", "training"):
+        raise InputError("--loss", f"{options.loss!r} is not known", "choose auto, held_out or training")
+    points: list[Point] = []
+    runs: list[Path] = []
+    for path in map(Path, paths):
+        if path.is_dir():
+            runs += _runs_of(path)
+        else:
+            points += read_table(path, options)
+    read = [_Run.read(run) for run in runs]
+    held_out = options.loss == "held_out" or (options.loss == "auto" and all(run.held_out for run in read))
+    for run in read:
+        points += run.points(options, held_out)
+    return points
+
+
+def _runs_of(folder: Path) -> list[Path]:
+    """The folder itself, the runs of the ladder that it holds, or those right below it."""
+    if (folder / METRICS).is_file():
+        return [folder]
+    if (folder / LADDER).is_file():
+        runs = [Path(rung["run"]) for rung in read_json(folder / LADDER)["rungs"]]
+        missing = next((run for run in runs if not (run / METRICS).is_file()), None)
+        if missing is not None:
+            raise InputError(missing, "this rung has not been trained", "train it, or name the runs that there are")
+        return runs
+    below = sorted(path.parent for path in folder.glob(f"*/{METRICS}"))
+    if not below:
+        raise InputError(folder, f"holds no run: no {METRICS} in it or right below it", "name run folders or a table")
+    return below
+
+
+@dataclass(frozen=True)
+class _Run:
+    """A run as its folder tells it: its lines of steps and of held-out losses, oldest first."""
+
+    folder: Path
+    recipe: Recipe
+    trained: list[dict[str, Any]]
+    held_out: list[dict[str, Any]]
+    ended: bool
+
+    @classmethod
+    def read(cls, folder: Path) -> "_Run":
+        trained, held_out, ended = [], [], False
+        for line in _lines(folder / METRICS):
+            if line.get("learning_rate") is not None and line.get("loss") is not None:
+                trained.append(line)
+            elif line.get("validation/loss") is not None:
+                held_out.append(line)
+            ended = line.get("event") == "ended"
+        return cls(folder, Recipe.load(folder / "recipe.yaml"), trained, held_out, ended)
+
+    def points(self, options: Options, held_out: bool) -> list[Point]:
+        """The run at its end, and at the ends of phases where those are asked for."""
+        spans = [span for span in phase_spans(self.recipe) if span.steps]
+        last = self._last_step(held_out)
+        if not (self.ended or options.unfinished):
+            done = short_count(self.trained[-1]["tokens"] if self.trained else 0)
+            what = f"is unfinished: {done} of {short_count(spans[-1].last_token)} tokens are done"
+            raise InputError(self.folder, what, "leave it out until it has ended, or take it as it is: --unfinished")
+        steps = [span.last_step for span in spans if span.last_step < last] if options.phase_ends else []
+        found = [self._point(step, held_out, step_at(spans, step - 1).tokens_after) for step in [*steps, last]]
+        size = Vocabulary.load(self.recipe.vocabulary).padded_size
+        return [
+            replace(
+                point,
+                parameters=parameters_of(self.recipe.network, size, options.counted),
+                flops=run_flops(self.recipe, size) if point.tokens == spans[-1].last_token else None,
+            )
+            for point in found
+            if point is found[-1] or point.learning_rate_left <= DECAYED
+        ]
+
+    def _last_step(self, held_out: bool) -> int:
+        lines = self.held_out if held_out else self.trained
+        if not lines or not lines[-1]["step"]:
+            what = "held-out loss" if held_out else "loss"
+            raise InputError(self.folder / METRICS, f"holds no {what} of a trained step",
+                             "leave the run out, or choose the other --loss")  # fmt: skip
+        return lines[-1]["step"]
+
+    def _point(self, step: int, held_out: bool, tokens: int) -> Point:
+        before = [line for line in self.trained if line["step"] <= step]
+        if held_out:
+            line = next((line for line in reversed(self.held_out) if line["step"] <= step), {})
+            losses = _losses([line], "validation/")
+            watch = self.recipe.watch.validation
+            on = f"{', '.join(watch.source) if watch else 'held-out songs'} of {self.recipe.corpus}"
+        else:
+            losses = _losses([line for line in before if line["tokens"] >= (1 - TAIL) * tokens] or before[-1:], "")
+            on = f"the training songs of {self.recipe.corpus}"
+        rates = [line["learning_rate"] for line in before]
+        return Point(
+            name=self.folder.name + ("" if step == self._last_step(held_out) else f" at {short_count(tokens)}"),
+            parameters=0,
+            tokens=tokens,
+            losses=losses,
+            learning_rate_left=rates[-1] / max(rates) if rates and max(rates) else None,
+            measured_on=on,
+        )
+
+
+def _lines(path: Path) -> Iterator[dict[str, Any]]:
+    """Lines of a run's metrics that tell of steps, held-out losses and ends; what a kill has cut off is passed over."""
+    marks = b'"learning_rate": ', b'"validation/loss": ', b'"event": '
+    with open(path, "rb") as file:
+        for text in file:
+            if any(mark in text for mark in marks):
+                try:
+                    line = json.loads(text)
+                except ValueError:
+                    continue
+                if isinstance(line, dict) and isinstance(line.get("step"), int):
+                    yield line
+
+
+def _losses(lines: Sequence[dict[str, Any]], prefix: str) -> dict[str, float]:
+    """Mean nats by name: ``loss``, and by kind those of ``loss/vocal``, ... that every line has."""
+    names = [name for name in lines[0] if name == f"{prefix}loss" or name.startswith(f"{prefix}loss/")]
+    found = {}
+    for name in names:
+        values = [line.get(name) for line in lines]
+        if None not in values:
+            found[name.removeprefix(prefix).removeprefix("loss/")] = sum(values) / len(values)
+    return found
