@@ -65,7 +65,7 @@ def distinct_ngrams(codes_T: np.ndarray, ngram: int) -> np.ndarray:
         return np.zeros(0, np.uint32)
     hashes_T = np.zeros(count, np.uint64)
     for start in range(ngram):
-        hashes_T = _mix(hashes_T + codes_T[start : start + count] + np.uint64(1))
+        hashes_T = scattered(hashes_T + codes_T[start : start + count] + np.uint64(1))
     return np.unique(hashes_T.astype(np.uint32))
 
 
@@ -82,7 +82,7 @@ def signature(ngrams_U: np.ndarray, permutations: int) -> np.ndarray:
     return np.array(minima_P).astype(_SIGNATURE_TYPE)
 
 
-def _mix(values: np.ndarray) -> np.ndarray:
+def scattered(values: np.ndarray) -> np.ndarray:
     """Scatters uint64 so that near values are far apart (the finaliser of SplitMix64, Steele et al. 2014)."""
     values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
@@ -166,7 +166,7 @@ def near_pairs(signatures: SignatureFile, similarity: float) -> Pairs:
     for band in track(range(signatures.permutations // rows), "comparing songs"):
         hashes_N = np.zeros(signatures.songs, np.uint64)
         for row in range(band * rows, (band + 1) * rows):
-            hashes_N = _mix(hashes_N + signatures.row(row).astype(np.uint64) + np.uint64(1))
+            hashes_N = scattered(hashes_N + signatures.row(row).astype(np.uint64) + np.uint64(1))
         for candidates in _pairs_of_equal(hashes_N):
             waiting.append(candidates)
             if sum(map(len, waiting)) >= _PAIRS_AT_ONCE:
