@@ -16,6 +16,7 @@ from datetime import UTC, datetime
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from socketserver import TCPServer
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
@@ -156,6 +157,11 @@ class _Server(ThreadingHTTPServer):
         }
         super().__init__((host, port), _Handler)
 
+    def server_bind(self) -> None:
+        """Binds, without asking the network for the address's name as its parent does."""
+        TCPServer.server_bind(self)
+        self.server_name, self.server_port = self.host, self.server_address[1]
+
     def handle_error(self, request: Any, client_address: Any) -> None:
         """A browser that goes away in the middle of a clip is no error."""
 
@@ -198,6 +204,9 @@ class _Handler(BaseHTTPRequestHandler):
             console.print(f"error: {error}", markup=False)
             self.close_connection = True
             self._send(HTTPStatus.INTERNAL_SERVER_ERROR, "text/plain", b"the test's folder can't be read or written")
+        except ValueError:  # of an address that can't be taken apart
+            self.close_connection = True
+            self._send(HTTPStatus.BAD_REQUEST, "text/plain", b"is no request")
 
     def _get(self) -> None:
         asked = urlsplit(self.path)

@@ -131,6 +131,7 @@ def _page(evaluation: Evaluation, heard: dict[str, dict[str, Player]], name: str
         systems=[system.name for system in evaluation.systems],
         song_count=sum(len(system.songs) for system in evaluation.systems),
         automatic=AUTOMATIC,
+        unknown=[one for one in listening.systems if evaluation.system(one) is None] if listening and rows else [],
         rows=rows,
         aspect=aspect,
         vocal_range=violin(evaluation, VOCAL_RANGE) if VOCAL_RANGE in of_songs else None,

@@ -157,6 +157,8 @@ def test_only_the_page_itself_can_answer_and_not_much(server):
     assert ask(server, "POST", "/answers", "0\r\n\r\n", chunked)[0] == 411
     assert ask(server, "POST", "/next", body, own)[0] == 404
     assert ask(server, "GET", "/", headers={"Host": "evil.example"})[0] == 421
+    assert ask(server, "GET", "/", headers={"Host": "["})[0] == 400
+    assert ask(server, "GET", "/", headers={"Host": f"localhost:{server.port}"})[0] == 200
     policy = ask(server, "GET", "/")[2]["Content-Security-Policy"]
     assert policy.startswith("default-src 'none'") and "unsafe" not in policy
     whole = answer_to(state)

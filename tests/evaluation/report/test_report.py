@@ -216,5 +216,8 @@ def test_a_report_is_written_again_over_itself_and_without_players(evaluation, t
     again = page.read_bytes()
     assert write_report(alone, tmp_path / "report", players=0).read_bytes() == again
     assert json.loads((tmp_path / "report" / "evaluation.json").read_text())["listening"] is None
+    other = summarise([Answer("ann", "theirs", "1", "yours", "1", {"overall": 1})], ["theirs", "yours"], ["overall"])
+    strange = write_report(alone.model_copy(update={"listening": other}), tmp_path / "strange").read_text()
+    assert "Listeners heard theirs, yours, of which no songs were measured here" in strange
     listening = Evaluation(listening=evaluation.listening)
     assert "systems: " not in write_report(listening, tmp_path / "heard").read_text()
