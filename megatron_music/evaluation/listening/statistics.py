@@ -1,9 +1,9 @@
 """What answers of listeners say: win rates, strengths, agreement, and how automatic scores go along with them.
 
 Win rates come with Wilson's interval, because answers are few and rates near 0 or 1 are common. One rater's answers
-resemble each other, so the interval counts them as fewer: by the design effect (Kish 1965) of raters as clusters, at
-least 1. A bootstrap over raters would do the same for many raters, but gives no width at all for one and too little for
-three, which is what listening tests have.
+resemble each other, so that they count as fewer, with raters as the clusters of ``intervals.share_interval``. A
+bootstrap over raters would do the same for many raters, but gives no width at all for one and too little for three,
+which is what listening tests have.
 """
 
 from collections import defaultdict
@@ -13,6 +13,7 @@ from statistics import NormalDist
 
 import numpy as np
 
+from megatron_music.evaluation.intervals import share_interval
 from megatron_music.evaluation.result import Evaluation, Interval, Listening, PairHeard, SystemResult, WinRate
 
 Z_95 = NormalDist().inv_cdf(0.975)
@@ -83,29 +84,14 @@ def summarise(answers: Sequence[Answer], systems: Sequence[str], aspects: Sequen
 
 
 def win_rate_interval(wins: Sequence[float], raters: Sequence[str]) -> Interval:
-    """Mean of ``wins`` (1 won, 0.5 a tie, 0 lost), each by the rater at its place, with Wilson's interval.
+    """Mean of ``wins`` (1 won, 0.5 a tie, 0 lost), each by the rater at its place, with its interval.
 
     With ties the interval is a little too wide: half a win varies less than a win or none.
     """
-    scores = np.asarray(wins, dtype=np.float64)
-    rate, count = float(scores.mean()), len(scores) / _design_effect(scores, raters)
-    squared = Z_95**2 / count
-    middle = (rate + squared / 2) / (1 + squared)
-    half = Z_95 / (1 + squared) * np.sqrt(rate * (1 - rate) / count + squared / (4 * count))
-    # Where all answers are alike, rounding would leave the rate outside.
-    return Interval(value=rate, low=float(min(middle - half, rate)), high=float(max(middle + half, rate)))
-
-
-def _design_effect(scores: np.ndarray, raters: Sequence[str]) -> float:
-    """Variance of the mean with raters as clusters, over that of as many independent answers; at least 1."""
     names, rater_N = np.unique(np.asarray(raters), return_inverse=True)
-    rate, count = scores.mean(), len(scores)
-    independent = rate * (1 - rate) / count
-    if len(names) < 2 or independent == 0:
-        return 1.0
-    sums_R = np.bincount(rater_N, weights=scores - rate)
-    clustered = len(names) / (len(names) - 1) * np.square(sums_R).sum() / count**2
-    return max(1.0, float(clustered / independent))
+    found = share_interval(np.bincount(rater_N, weights=wins, minlength=len(names)), np.bincount(rater_N))
+    # Where all answers are alike, rounding would leave the rate outside.
+    return Interval(value=found.value, low=min(found.low, found.value), high=max(found.high, found.value))
 
 
 def _win_rates(answers: Sequence[Answer], systems: Sequence[str], aspect: str) -> list[WinRate]:
