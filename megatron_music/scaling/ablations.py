@@ -98,11 +98,11 @@ class Ablation:
         return ablation
 
     def recipe(self, side: str, seed: int, out: Path) -> Recipe:
-        """The recipe of a side, whose run lies below ``out`` under a name of what is trained."""
+        """The recipe of a side, whose run lies below ``out`` under a name that equal recipes share."""
         recipe = self._recipe(side, seed)
-        content = recipe.model_dump(mode="json", exclude={"name", "run"})
-        run = Path(out).resolve() / "runs" / f"{side}.s{seed}.{fingerprint.of_value(content)[:8]}"
-        return recipe.model_copy(update={"name": f"{self.name} {side} seed {seed}", "run": run})
+        content = recipe.model_dump(mode="json", exclude={"run"})
+        run = Path(out).resolve() / "runs" / f"{fingerprint.of_value(content)[:12]}.s{seed}"
+        return recipe.model_copy(update={"run": run})
 
     def _recipe(self, side: str, seed: int) -> Recipe:
         overrides = [*self.file.sides[side].set, *self.overrides, f"seed={seed}"]

@@ -93,7 +93,14 @@ def test_icl_sides_read_as_many_reference_tokens(tmp_path):
     for side in ablation.file.sides:
         recipe = ablation.recipe(side, 1, tmp_path)
         shares = [of_phase.get("reference", 0) for of_phase in token_shares(recipe, {})]
-        assert sum(share * phase.tokens for share, phase in zip(shares, recipe.phases, strict=True)) == 100_000
+        assert sum(share * phase.tokens for share, phase in zip(shares, recipe.phases, strict=True)) == 120_000
+
+
+def test_equal_sides_of_two_questions_share_a_run(tmp_path):
+    asked = (("dual_track", "dual_track"), ("text_prepend", "by_segment"), ("icl", "at_annealing"))
+    runs = [Ablation.read(DATA / f"{name}.yaml").recipe(side, 1, tmp_path).run for name, side in asked]
+    assert runs[0] == runs[1] != runs[2]
+    assert Ablation.read(DATA / "dual_track.yaml").recipe("dual_track", 2, tmp_path).run not in runs
 
 
 def test_excerpts_are_pieces_of_their_songs(place):
