@@ -15,6 +15,7 @@ from pydantic import Field, field_validator
 from megatron_music.cluster.run_lines import METRICS, RunLines
 from megatron_music.corpus import fingerprint
 from megatron_music.corpus.blend import read_stock
+from megatron_music.corpus.workplace import workplace
 from megatron_music.errors import InputError
 from megatron_music.files import read_json, read_yaml, write_json
 from megatron_music.progress import console
@@ -159,7 +160,6 @@ def run_ablations(
     Raises:
         InputError: before anything is trained, where a file, its recipe or its corpus is no good.
     """
-    from megatron_music.scaling.ablation_result import result_of
     from megatron_music.training.run import check
 
     out = Path(out)
@@ -175,6 +175,15 @@ def run_ablations(
                 check(recipe, processes or recipe.layout.model_processes)
                 for name in options.sources.values():
                     read_stock(recipe.corpus, name)
+    with workplace(out):
+        return _run_all(by_name, rounds, out, processes, positions)
+
+
+def _run_all(
+    by_name: dict[str, Ablation], rounds: dict[str, list[int]], out: Path, processes: int | None, positions: int
+) -> dict[str, dict[str, Any]]:
+    from megatron_music.scaling.ablation_result import result_of
+
     measured: dict[str, dict[str, dict[int, Any]]] = {name: {} for name in by_name}
     for turn in range(max(map(len, rounds.values()))):
         for name, ablation in by_name.items():

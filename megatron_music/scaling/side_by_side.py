@@ -1,0 +1,132 @@
+"""`predict compare LADDER_OR_RUN...`: runs side by side, from their folders alone, whether they have ended or not."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from megatron_music.cluster.run_lines import RunLines, runs_in
+from megatron_music.cluster.status import status_of
+from megatron_music.errors import InputError
+from megatron_music.files import read_json
+from megatron_music.recipe.recipe import Recipe
+from megatron_music.scaling.counts import parameters_of
+from megatron_music.scaling.ladder import LADDER
+from megatron_music.tables import short_count, table
+
+NOT_STARTED = "not started"
+
+
+@dataclass(frozen=True)
+class ComparedRun:
+    """A run in the comparison.
+
+    Attributes:
+        state: ``not started`` (a ladder's), or as `status` tells it; ``done`` alone means that the losses are final.
+        parameters: in its layers, without both embeddings.
+        tokens, planned_tokens: consumed, and of the whole recipe.
+        losses: held out, nats a token, the last that were measured: ``all``, and by kind.
+    """
+
+    name: str
+    run: str
+    state: str
+    parameters: int
+    tokens: int
+    planned_tokens: int
+    losses: dict[str, float] = field(default_factory=dict)
+    invalid_token_share: float | None = None
+    tokens_per_second: float | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """All that there is, for JSON."""
+        return {name: value for name, value in vars(self).items() if value is not None}
+
+
+def read_runs(folders: Sequence[str | Path]) -> list[ComparedRun]:
+    """Runs, folders of runs, and ladders, in this order; each run once.
+
+    Raises InputError for a folder that is none of these, and where no run has begun.
+    """
+    found: dict[Path, ComparedRun] = {}
+    for folder in map(Path, folders):
+        for one in _of_ladder(folder) if (folder / LADDER).is_file() else map(_of_run, runs_in([folder])):
+            found.setdefault(Path(one.run).resolve(), one)
+    if all(one.state == NOT_STARTED for one in found.values()):
+        raise InputError(", ".join(map(str, folders)), "no run has begun", "train one of its recipes first")
+    return list(found.values())
+
+
+def _of_ladder(folder: Path) -> list[ComparedRun]:
+    path = folder / LADDER
+    try:
+        rungs = [(str(rung["name"]), Path(rung["run"]), int(rung["parameters"]), int(rung["tokens"]))
+                 for rung in read_json(path)["rungs"]]  # fmt: skip
+    except (KeyError, TypeError, ValueError):
+        raise InputError(path, "is not a ladder", "write it again with `megatron-music predict ladder`") from None
+    runs = []
+    for name, run, parameters, tokens in rungs:
+        # A ladder may have been moved with its runs in it.
+        run = run if run.is_dir() or not (folder / "runs" / name).is_dir() else folder / "runs" / name
+        if (run / "metrics.jsonl").is_file():
+            runs.append(_of_run(RunLines(run), name))
+        else:
+            runs.append(ComparedRun(name, str(run), NOT_STARTED, parameters, 0, tokens))
+    return runs
+
+
+def _of_run(lines: RunLines, name: str | None = None) -> ComparedRun:
+    recipe = Recipe.load(lines.run / "recipe.yaml")
+    status = status_of(lines, time.time())
+    return ComparedRun(
+        name=name or lines.run.name,
+        run=str(lines.run),
+        state=status.state,
+        parameters=parameters_of(recipe.network, 0),
+        tokens=status.tokens,
+        planned_tokens=status.total_tokens or sum(phase.tokens for phase in recipe.phases),
+        losses=held_out_losses(lines),
+        invalid_token_share=status.invalid_token_share,
+        tokens_per_second=status.tokens_per_second,
+    )
+
+
+def held_out_losses(lines: RunLines) -> dict[str, float]:
+    """The last held-out losses of a run by kind, ``all`` first; empty where none was measured."""
+    losses = {}
+    for name, value in lines.held_out.items():
+        head, _, kind = name.removeprefix("validation/").partition("/")
+        if name.startswith("validation/") and head == "loss" and value is not None:
+            losses[kind or "all"] = value
+    return losses
+
+
+def runs_table(runs: Sequence[ComparedRun]) -> str:
+    """Runs side by side for a terminal."""
+    return "\n".join([table(runs_rows(runs), left=2), *notes(runs)])
+
+
+def runs_rows(runs: Sequence[ComparedRun]) -> list[list[str]]:
+    """A row of cells for each run, below the headings."""
+    kinds = list(dict.fromkeys(kind for run in runs for kind in run.losses))
+    rows = [["run", "state", "parameters", "tokens", "of", *kinds, "invalid", "tokens/s"]]
+    for run in runs:
+        losses = [f"{run.losses[kind]:.3f}" if kind in run.losses else "" for kind in kinds]
+        invalid = "" if run.invalid_token_share is None else f"{run.invalid_token_share:.1%}"
+        speed = "" if run.tokens_per_second is None else f"{run.tokens_per_second:,.0f}"
+        counts = [short_count(count) for count in (run.parameters, run.tokens, run.planned_tokens)]
+        rows.append([run.name, run.state, *counts, *losses, invalid, speed])
+    return rows
+
+
+def notes(runs: Sequence[ComparedRun]) -> list[str]:
+    """What keeps the numbers from being compared as they stand."""
+    told = ["losses: held out, nats a token; parameters: without both embeddings"]
+    unfinished = [run.name for run in runs if run.state != "done"]
+    if unfinished:
+        told.append(f"not done, so that their losses are not final: {', '.join(unfinished)}")
+    without = [run.name for run in runs if not run.losses and run.state != NOT_STARTED]
+    if without:
+        told.append(f"no held-out loss (`watch.validation` in the recipe): {', '.join(without)}")
+    return told
