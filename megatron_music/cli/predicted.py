@@ -145,6 +145,21 @@ def ladder(
     typer.echo(f"{ladder_table(rungs, gpu)}\n\nwritten to {out}; to submit all of them: sh {out / 'submit.sh'}")
 
 
+@predict.command(epilog="Example: megatron-music predict compare ladder runs/other, or: predict compare codecs.yaml")
+def compare(
+    paths: Annotated[list[Path], typer.Argument(help="Ladders and runs; or one file that names codecs and songs.")],
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for a page, pictures and JSON.", show_default="of codecs: beside it")
+    ] = None,
+    device: Annotated[str, typer.Option(help="cpu or cuda; of codecs and the recogniser.")] = "cpu",
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Put runs side by side, finished or not; or codecs, by what they keep of songs and what models make of it."""
+    from megatron_music.scaling.compare import compare as side_by_side
+
+    typer.echo(side_by_side(paths, out, device, as_json))
+
+
 @predict.command(
     epilog="Example: megatron-music predict ablate examples/ablations/icl.yaml --out runs/ablations --seeds 1"
 )
