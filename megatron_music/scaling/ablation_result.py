@@ -5,6 +5,7 @@ tracks and forms of document share. Both sides read the same songs, so that the 
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from megatron_music.scaling.ablations import Ablation, Side
 
 FORMAT, VERSION = "megatron-music ablation", 1
+MEASURING = 2
+"""Raised whenever a side would be measured otherwise, so that those that were measured are measured again."""
 DRAWS = 2000
 """Bootstrap draws of songs."""
 MEASURES = {
@@ -31,7 +34,11 @@ MEASURES = {
 }
 
 Rows = dict[str, dict[str, float]]
-"""By id of a held-out song: ``nats`` and ``tokens`` of its audio, ``seconds``, ``swapped`` and ``reference`` nats."""
+"""By id of a held-out song: ``nats`` and ``tokens`` of its audio, its ``seconds``; ``swapped`` and ``reference``, nats
+that other words and a reference add, and ``..._seconds``, of how much of the song that is.
+
+These are of the audio tokens that both documents hold in their first context: a longer text before them moves the cut,
+and what stands right behind a cut is dear whatever the text."""
 
 
 def measure_side(recipe: Recipe, side: "Side", positions: int, seed: int) -> dict[str, Any]:
@@ -49,20 +56,22 @@ def measure_side(recipe: Recipe, side: "Side", positions: int, seed: int) -> dic
     network, start = folder.network(), folder.vocabulary.special("<EOD>")
     context = recipe.phases[-1].context_tokens
     songs: Rows = {}
+    whole: dict[str, AudioNats] = {}
     kinds: dict[str, list[float]] = {}
     for field, name in side.sources.items():
         for id, seconds, nats, of_kind in _scored(network, recipe.corpus / name, start, context):
-            counted = np.isin(of_kind, AUDIO_KINDS)
-            if field == "reference":
-                counted &= behind_the_first_span(counted)
+            audio = AudioNats.of(nats, of_kind, context, behind_reference=field == "reference")
             if field == "held_out":
-                songs[id] = {"nats": float(nats[counted].sum()), "tokens": int(counted.sum()), "seconds": seconds}
+                whole[id] = audio
+                songs[id] = {"nats": float(audio.nats_N.sum()), "tokens": len(audio.nats_N), "seconds": seconds}
                 for group, members in LOSS_GROUPS.items():
                     total = kinds.setdefault(group, [0.0, 0])
                     total[0] += float(nats[np.isin(of_kind, members)].sum())
                     total[1] += int(np.isin(of_kind, members).sum())
             elif id in songs:
-                songs[id][field] = float(nats[counted].sum())
+                added, tokens = audio.added_to(whole[id])
+                songs[id][field] = added
+                songs[id][f"{field}_seconds"] = songs[id]["seconds"] * tokens / songs[id]["tokens"]
     grammar = AudioGrammar(folder.vocabulary, tracks=side.tracks)
     prompts = span_prompts(recipe.corpus / side.held_out, grammar)
     validity = invalid_token_share(model, prompts, positions, seed, tracks=side.tracks)
@@ -88,10 +97,26 @@ def _scored(network, prefix: Path, start: int, context: int):
         yield contents[index]["id"], contents[index]["seconds"], nats_N, kinds
 
 
-def behind_the_first_span(is_audio_N: np.ndarray) -> np.ndarray:
-    """Whether a token stands behind the first run of audio tokens, which in a document with a reference is that."""
-    starts_N = is_audio_N & ~np.concatenate([[False], is_audio_N[:-1]])
-    return np.cumsum(starts_N) > 1
+@dataclass(frozen=True)
+class AudioNats:
+    """Nats of a document's audio tokens, float64 (N,), and how many of them stand in its first context."""
+
+    nats_N: np.ndarray
+    in_first_context: int
+
+    @classmethod
+    def of(cls, nats: np.ndarray, kinds: np.ndarray, context: int, behind_reference: bool = False) -> "AudioNats":
+        """Of all tokens' nats and kinds; ``behind_reference`` leaves the document's first run of audio tokens out."""
+        is_audio = np.isin(kinds, AUDIO_KINDS)
+        if behind_reference:
+            starts = is_audio & ~np.concatenate([[False], is_audio[:-1]])
+            is_audio &= np.cumsum(starts) > 1
+        return cls(nats[is_audio], int(is_audio[:context].sum()))
+
+    def added_to(self, other: "AudioNats") -> tuple[float, int]:
+        """Nats more than ``other`` has for the same audio, and of how many tokens: those in both's first context."""
+        shared = min(self.in_first_context, other.in_first_context)
+        return float(self.nats_N[:shared].sum() - other.nats_N[:shared].sum()), shared
 
 
 def result_of(ablation: "Ablation", measured: dict[str, dict[int, dict[str, Any]]]) -> dict[str, Any]:
@@ -123,12 +148,13 @@ def _summary(found: dict[str, Any]) -> dict[str, Any]:
     return {"run": found["run"], "tokens": found["tokens"], "losses": found["losses"], **kept}
 
 
-def _ratio(numerator: Callable[[dict[str, float]], float], over: str, needs: str = "nats"):
-    """A measure of the rows that have what it needs: the sum of ``numerator`` over that of a field, or None."""
+def _ratio(numerator: Callable[[dict[str, float]], float], over: str):
+    """A measure of the rows that have the field ``over``: the sum of ``numerator`` over the field's; else None."""
 
     def measure(songs: Rows, ids: Sequence[str] | None = None) -> float | None:
-        rows = [songs[id] for id in (songs if ids is None else ids) if needs in songs[id]]
-        return sum(map(numerator, rows)) / sum(row[over] for row in rows) if rows else None
+        rows = [songs[id] for id in (songs if ids is None else ids) if over in songs[id]]
+        total = sum(row[over] for row in rows)
+        return sum(map(numerator, rows)) / total if total else None
 
     return measure
 
@@ -136,8 +162,8 @@ def _ratio(numerator: Callable[[dict[str, float]], float], over: str, needs: str
 _BY_SONG = {
     "nats_per_token": _ratio(lambda row: row["nats"], "tokens"),
     "nats_per_second": _ratio(lambda row: row["nats"], "seconds"),
-    "swapped_nats_per_second": _ratio(lambda row: row["swapped"] - row["nats"], "seconds", "swapped"),
-    "reference_nats_per_second": _ratio(lambda row: row["nats"] - row["reference"], "seconds", "reference"),
+    "swapped_nats_per_second": _ratio(lambda row: row["swapped"], "swapped_seconds"),
+    "reference_nats_per_second": _ratio(lambda row: -row["reference"], "reference_seconds"),
 }
 
 

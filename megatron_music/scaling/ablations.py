@@ -197,7 +197,7 @@ def _run_all(
 
 def _side(ablation: Ablation, side: str, seed: int, out: Path, processes: int | None, positions: int) -> dict[str, Any]:
     """What was measured of a side, trained and measured now where it is not there."""
-    from megatron_music.scaling.ablation_result import measure_side
+    from megatron_music.scaling.ablation_result import MEASURING, measure_side
 
     recipe, options = ablation.recipe(side, seed, out), ablation.file.sides[side]
     if not has_ended(recipe.run):
@@ -205,7 +205,7 @@ def _side(ablation: Ablation, side: str, seed: int, out: Path, processes: int | 
 
         console.print(f"{ablation.name}: training {side}, seed {seed}, in {recipe.run}")
         train(recipe, processes)
-    asked = fingerprint.of_value([options.sources, options.tracks, positions, seed])
+    asked = fingerprint.of_value([MEASURING, options.sources, options.tracks, positions, seed])
     path = recipe.run / f"measured.{asked}.json"
     if not path.is_file():
         console.print(f"{ablation.name}: measuring {side}, seed {seed}")

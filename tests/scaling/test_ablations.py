@@ -9,17 +9,16 @@ import yaml
 
 from megatron_music.corpus.blend import token_shares
 from megatron_music.corpus.build import build_corpus
-from megatron_music.corpus.contents import read_contents
 from megatron_music.corpus.indexed import IndexedSource
 from megatron_music.corpus.spec import BuildSpec
 from megatron_music.errors import InputError
 from megatron_music.recipe.recipe import Recipe
-from megatron_music.scaling.ablation_result import behind_the_first_span, differences, result_table
+from megatron_music.scaling.ablation_result import AudioNats, differences, result_table
 from megatron_music.scaling.ablations import Ablation, read_seeds, run_ablations
 from megatron_music.songs.codes import load_codes
 from megatron_music.songs.excerpts import write_excerpts
 from megatron_music.songs.manifest import read_manifest
-from megatron_music.vocabulary.kinds import AUDIO_KINDS
+from megatron_music.vocabulary.kinds import AUDIO_KINDS, Kind
 from megatron_music.vocabulary.text import train_text_tokenizer
 from megatron_music.vocabulary.vocabulary import Vocabulary
 
@@ -161,34 +160,48 @@ def _assert_measures(found: dict, recipe: Recipe, side) -> None:
     from transformers import LlamaForCausalLM
 
     network = LlamaForCausalLM.from_pretrained(recipe.run / "hf", dtype=torch.float32)
-    start, totals = Vocabulary.load(recipe.vocabulary).special("<EOD>"), {}
+    start = Vocabulary.load(recipe.vocabulary).special("<EOD>")
+    losses: dict[str, list[tuple[np.ndarray, int]]] = {}
     for field, name in side.sources.items():
-        source, nats, tokens = IndexedSource(recipe.corpus / name), 0.0, 0
+        source = IndexedSource(recipe.corpus / name)
         for index in range(len(source)):
             ids, kinds = source.document(index)
-            audio = np.isin(kinds, AUDIO_KINDS)
-            if field == "reference":  # what stands before the mark's `<EOA>` is the reference
-                audio[: int(np.flatnonzero(~audio[np.flatnonzero(audio)[0] :])[0] + np.flatnonzero(audio)[0])] = False
+            nats = []
             for first in range(0, len(ids), 256):
                 window = torch.tensor([[start, *ids.tolist()][first : first + 257]])
                 with torch.inference_mode():
                     logits = network(window[:, :-1]).logits[0]
-                losses = torch.nn.functional.cross_entropy(logits, window[0, 1:], reduction="none").numpy()
-                nats += float(losses[audio[first : first + 256]].sum())
-            tokens += int(audio.sum())
-        totals[field] = nats, tokens
-    seconds = sum(read_contents(recipe.corpus / side.held_out)["seconds"].to_pylist())
-    (own, tokens), (swapped, _), (reference, _) = (totals[field] for field in ("held_out", "swapped", "reference"))
-    assert seconds == 12.0 and tokens == 1200
-    assert found["nats_per_token"] == pytest.approx(own / tokens, rel=1e-4)
-    assert found["nats_per_second"] == pytest.approx(own / seconds, rel=1e-4)
-    assert found["swapped_nats_per_second"] == pytest.approx((swapped - own) / seconds, abs=0.01)
-    assert found["reference_nats_per_second"] == pytest.approx((own - reference) / seconds, abs=0.01)
+                nats += torch.nn.functional.cross_entropy(logits, window[0, 1:], reduction="none").tolist()
+            places = [at for at in range(len(ids)) if kinds[at] in AUDIO_KINDS]
+            if field == "reference":  # 400 frames of two tracks are the song's; what comes before is the reference
+                places = places[-400:]
+            within = sum(place < 256 for place in places)
+            losses.setdefault(field, []).append((np.array([nats[place] for place in places]), within))
+    own = losses["held_out"]
+    assert sum(len(nats) for nats, _ in own) == 1200
+    total = sum(nats.sum() for nats, _ in own)
+    assert found["nats_per_token"] == pytest.approx(total / 1200, rel=1e-4)
+    assert found["nats_per_second"] == pytest.approx(total / 12, rel=1e-4)
+    for field, sign in (("swapped", 1), ("reference", -1)):
+        added = seconds = 0.0
+        for (nats, within), (other, other_within) in zip(own, losses[field], strict=True):
+            shared = min(within, other_within)
+            added, seconds = added + other[:shared].sum() - nats[:shared].sum(), seconds + shared / 100
+        if seconds:
+            assert found[f"{field}_nats_per_second"] == pytest.approx(sign * added / seconds, abs=0.01)
+        else:
+            assert f"{field}_nats_per_second" not in found
 
 
-def test_the_first_span_is_left_out():
-    is_audio = np.array([0, 1, 1, 0, 0, 1, 0, 1], dtype=bool)
-    assert (is_audio & behind_the_first_span(is_audio)).tolist() == [False] * 5 + [True, False, True]
+def test_added_nats_are_of_tokens_in_both_first_contexts():
+    kinds = np.array([Kind.TEXT, Kind.MIX, Kind.MIX, Kind.TEXT, Kind.MIX, Kind.SPECIAL, Kind.MIX])
+    nats = np.array([9.0, 1, 2, 9, 4, 9, 8])
+    own = AudioNats.of(nats, kinds, context=7)
+    assert own.nats_N.tolist() == [1, 2, 4, 8] and own.in_first_context == 4
+    other = AudioNats.of(2 * nats, kinds, context=5)
+    assert other.in_first_context == 3 and other.added_to(own) == (7.0, 3)
+    behind = AudioNats.of(nats, kinds, context=5, behind_reference=True)
+    assert behind.nats_N.tolist() == [4, 8] and behind.in_first_context == 1
 
 
 def test_differences_are_paired_by_song():
