@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter, deque
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +100,16 @@ def _parsed(text: bytes) -> dict[str, Any]:
     except ValueError:
         return {}
     return line if isinstance(line, dict) and isinstance(line.get("step"), int) else {}
+
+
+def measured_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """Lines of a run's metrics that tell of steps, held-out losses and ends; what a kill has cut off is passed over."""
+    with open(path, "rb") as file:
+        for text in file:
+            if any(mark in text for mark in (_STEP, _HELD_OUT, _EVENT)):
+                line = _parsed(text)
+                if line:
+                    yield line
 
 
 def runs_in(folders: list[Path]) -> list[RunLines]:

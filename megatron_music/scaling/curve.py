@@ -1,6 +1,5 @@
 """The losses of a run by tokens consumed, from its folder alone: how low they are and how fast they fall."""
 
-import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from megatron_music.cluster.run_lines import METRICS
+from megatron_music.cluster.run_lines import METRICS, measured_lines
 from megatron_music.errors import InputError
 from megatron_music.evaluation.intervals import LEVEL, Interval
 from megatron_music.recipe.phases import PhaseSpan, phase_spans, step_at
@@ -19,7 +18,6 @@ AUDIO_GROUPS = tuple(name for name in LOSS_GROUPS if name not in ("text", "speci
 LAST_LINES = 20
 """Lines whose mean is a training loss: of a single step it is noisy."""
 FEWEST_POINTS = 4
-_HELD_OUT, _STEP = b'"validation/loss": ', b'"learning_rate": '
 
 
 @dataclass(frozen=True)
@@ -78,29 +76,15 @@ def loss_curves(run: Path, recipe: Recipe) -> list[LossCurve]:
 
     Reads ``metrics.jsonl`` up to its last whole line. Raises InputError where it is missing or has no losses yet.
     """
-    lines = _lines(run)
-    for mark, prefix in ((_HELD_OUT, "validation/loss/"), (_STEP, "loss/")):
-        found = [line for line in lines[mark] if any(f"{prefix}{kind}" in line for kind in AUDIO_GROUPS)]
+    try:
+        lines = list(measured_lines(run / METRICS))
+    except FileNotFoundError:
+        raise InputError(run, f"has no {METRICS}", "name the folder of a run that has begun") from None
+    for prefix in ("validation/loss/", "loss/"):
+        found = [line for line in lines if any(f"{prefix}{kind}" in line for kind in AUDIO_GROUPS)]
         if found:
             return _curves(found, prefix, phase_spans(recipe))
     raise InputError(run / METRICS, "has no loss of audio tokens yet", "wait until it has, or train on songs")
-
-
-def _lines(run: Path) -> dict[bytes, list[dict[str, Any]]]:
-    found: dict[bytes, list[dict[str, Any]]] = {_HELD_OUT: [], _STEP: []}
-    try:
-        with open(run / METRICS, "rb") as file:
-            for text in file:
-                mark = next((mark for mark in found if mark in text), None)
-                if mark is None or not text.endswith(b"\n"):
-                    continue  # an event, or a line that is being written
-                try:
-                    found[mark].append(json.loads(text))
-                except ValueError:
-                    continue  # of a run that was killed while it wrote, and started again
-    except FileNotFoundError:
-        raise InputError(run, f"is not a run: no {METRICS}", "name a run folder") from None
-    return found
 
 
 def _curves(lines: list[dict[str, Any]], prefix: str, spans: list[PhaseSpan]) -> list[LossCurve]:

@@ -19,7 +19,7 @@ from megatron_music.recipe.flops import parameter_count
 from megatron_music.recipe.recipe import Recipe
 from megatron_music.scaling.curve import LossCurve, loss_curves
 from megatron_music.scaling.newest import newest_exported
-from megatron_music.scaling.thresholds import Limit, Thresholds
+from megatron_music.scaling.thresholds import Thresholds
 from megatron_music.scaling.verdict import Report, decide
 from megatron_music.training.origin import read_origin
 from megatron_music.vocabulary.vocabulary import Vocabulary
@@ -59,24 +59,49 @@ def gate(
     Raises:
         InputError: the folder is no run, or a source that is named is not there.
     """
+    _check_device(effort.device)
     if not (run / "recipe.yaml").is_file():
         raise InputError(run, "is not a run: no recipe.yaml", "name the run folder of a recipe")
     recipe = Recipe.load(run / "recipe.yaml")
     origin = read_origin(run)
     report = Report(str(run), recipe.name, tokens_before=origin.tokens_in_all if origin else 0)
     corpus = recipe.corpus if corpus is None else corpus
-    if not (corpus / "vocabulary.yaml").is_file():
+    has_moved = not (corpus / "vocabulary.yaml").is_file()
+    # A recipe names its vocabulary beside the corpus, which holds a copy.
+    words = recipe.vocabulary if has_moved else corpus / "vocabulary.yaml"
+    if words.is_file():
+        _add_budget(report, recipe, Vocabulary.load(words), thresholds, budget_tokens)
+    _add_losses(report, run, recipe)
+    if has_moved:
         how = "name the folder where it lies now (--corpus)"
-        report.lacks("all but the tokens", f"{corpus} has no vocabulary.yaml: the corpus has moved", how)
-        return decide(report, thresholds)
-    vocabulary = Vocabulary.load(corpus / "vocabulary.yaml")
+        report.lacks("all measures of the model", f"{corpus} has no vocabulary.yaml: the corpus has moved", how)
+    else:
+        sources = sources_of(recipe, corpus, train, held_out, reference)
+        _add_model(report, run, recipe, corpus, sources, thresholds, effort)
+    return decide(report, thresholds)
+
+
+def _check_device(device: str) -> None:
+    import torch
+
+    if device != "cpu" and not (device.split(":")[0] == "cuda" and torch.cuda.is_available()):
+        raise InputError("--device", f"{device} is not there", "choose cpu, or cuda on a machine with a GPU")
+
+
+def _add_budget(
+    report: Report, recipe: Recipe, vocabulary: Vocabulary, thresholds: Thresholds, budget_tokens: int | None
+) -> None:
+    """What follows from the network and the codec: size, budget, class and the limit of its losses."""
+    codec = vocabulary.codec()
     report.parameters = parameter_count(recipe.network, vocabulary.padded_size)
     report.budget_tokens = budget_tokens or round(thresholds.budget.tokens_per_parameter * report.parameters)
     report.budget_source = "--budget" if budget_tokens else thresholds.budget.source
-    _add_losses(report, run, recipe, vocabulary, thresholds)
-    sources = sources_of(recipe, corpus, train, held_out, reference)
-    _add_model(report, run, recipe, corpus, sources, thresholds, effort)
-    return decide(report, thresholds)
+    report.codec = {"name": codec.name, "codebook_size": codec.codebook_size}
+    try:
+        report.codec["class"] = thresholds.class_of(codec)
+        report.loss_limit = thresholds.loss_limit(codec)
+    except InputError as error:
+        report.lacks("limits of losses", f"{error.where} {error.what}", error.mend)
 
 
 def sources_of(
@@ -110,16 +135,8 @@ def sources_of(
     return Sources(*(None if name is None else corpus / name for name in (train, held_out, reference)))
 
 
-def _add_losses(report: Report, run: Path, recipe: Recipe, vocabulary: Vocabulary, thresholds: Thresholds) -> None:
+def _add_losses(report: Report, run: Path, recipe: Recipe) -> None:
     """Losses by kind and their slopes, of ``metrics.jsonl``."""
-    codec = vocabulary.codec()
-    report.codec = {"name": codec.name, "codebook_size": codec.codebook_size}
-    limit = None
-    try:
-        report.codec["class"] = thresholds.class_of(codec)
-        limit = thresholds.loss_limit(codec)
-    except InputError as error:
-        report.lacks("loss limits", f"{error.where} {error.what}", error.mend)
     try:
         curves = loss_curves(run, recipe)
     except InputError as error:
@@ -127,22 +144,22 @@ def _add_losses(report: Report, run: Path, recipe: Recipe, vocabulary: Vocabular
         return
     report.tokens = report.tokens_before + int(curves[0].tokens_N[-1])
     for curve in curves:
-        _add_loss(report, curve, limit)
+        _add_loss(report, curve)
     if not curves[0].held_out:
         how = "name held-out songs in watch.validation"
         report.lacks("held-out loss", "the run logs none: the losses are of its own training data", how)
 
 
-def _add_loss(report: Report, curve: LossCurve, limit: Limit | None) -> None:
+def _add_loss(report: Report, curve: LossCurve) -> None:
     where = "held out" if curve.held_out else "training"
     slope = curve.slope()
-    line = report.add(f"loss/{curve.kind}", f"loss, {curve.kind}, {where}", curve.last, "nats", limit)
+    line = report.add(f"loss/{curve.kind}", f"loss, {curve.kind}, {where}", curve.last, "nats", report.loss_limit)
     if slope is None:
         report.lacks(f"slope/{curve.kind}", "fewer than 4 losses in the last doubling of its tokens", "wait for more")
         return
     report.add(f"slope/{curve.kind}", "  a doubling of tokens", slope, "nats")
     # No later than its budget, and no lower than a straight line: curves flatten as they fall.
-    doublings = max(0.0, math.log2(report.budget_tokens / max(1, report.tokens)))
+    doublings = max(0.0, math.log2(max(1, report.budget_tokens) / max(1, report.tokens)))
     line.reach = line.found.value + min(0.0, slope.low) * doublings
 
 

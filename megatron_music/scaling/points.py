@@ -1,12 +1,11 @@
 """Points of a scaling law: what runs of some parameters and tokens came to, from run folders or from a table."""
 
-import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from megatron_music.cluster.run_lines import METRICS
+from megatron_music.cluster.run_lines import METRICS, measured_lines
 from megatron_music.errors import InputError
 from megatron_music.files import read_json
 from megatron_music.recipe.phases import phase_spans, step_at
@@ -113,7 +112,7 @@ class _Run:
     @classmethod
     def read(cls, folder: Path) -> "_Run":
         trained, held_out, ended = [], [], False
-        for line in _lines(folder / METRICS):
+        for line in measured_lines(folder / METRICS):
             if line.get("learning_rate") is not None and line.get("loss") is not None:
                 trained.append(line)
             elif line.get("validation/loss") is not None:
@@ -169,20 +168,6 @@ class _Run:
             learning_rate_left=rates[-1] / max(rates) if rates and max(rates) else None,
             measured_on=on,
         )
-
-
-def _lines(path: Path) -> Iterator[dict[str, Any]]:
-    """Lines of a run's metrics that tell of steps, held-out losses and ends; what a kill has cut off is passed over."""
-    marks = b'"learning_rate": ', b'"validation/loss": ', b'"event": '
-    with open(path, "rb") as file:
-        for text in file:
-            if any(mark in text for mark in marks):
-                try:
-                    line = json.loads(text)
-                except ValueError:
-                    continue
-                if isinstance(line, dict) and isinstance(line.get("step"), int):
-                    yield line
 
 
 def _losses(lines: Sequence[dict[str, Any]], prefix: str) -> dict[str, float]:

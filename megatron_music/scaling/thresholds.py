@@ -1,6 +1,7 @@
 """The limits that a predictor run is judged by, from a YAML file in which every one names its source."""
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Literal, Self
 
@@ -54,12 +55,13 @@ class Limit(_Sourced):
         numbers = {name: value * factor for name, value in self.model_dump().items() if isinstance(value, float)}
         return self.model_copy(update=numbers)
 
-    def __str__(self) -> str:
-        if self.go_below is not None:
-            bad = "" if self.no_go_above is None else f", no-go above {self.no_go_above:.3g}"
-            return f"go below {self.go_below:.3g}{bad}"
-        bad = "" if self.no_go_below is None else f", no-go below {self.no_go_below:.3g}"
-        return f"go above {self.go_above:.3g}{bad}"
+    def in_words(self, number: Callable[[float], str]) -> str:
+        """``go below 10%, no-go above 50%``, numbers written by ``number``."""
+        way = "below" if self.go_below is not None else "above"
+        bad = self.no_go_above if self.go_below is not None else self.no_go_below
+        good = self.go_below if self.go_below is not None else self.go_above
+        other = {"below": "above", "above": "below"}[way]
+        return f"go {way} {number(good)}" + ("" if bad is None else f", no-go {other} {number(bad)}")
 
 
 def _beyond(higher: float | None, lower: float | None) -> bool:

@@ -42,13 +42,18 @@ class Line:
         """Where the value stands between its limits."""
         return None if self.limit is None else self.limit.judge(self.found)
 
+    @property
+    def limits(self) -> str:
+        """The limits in words, in the unit of the value."""
+        return "" if self.limit is None else self.limit.in_words(lambda number: _limit(number, self.unit))
+
     def as_dict(self) -> dict[str, Any]:
         """All of it that there is, for JSON."""
         told = {"measure": self.measure, "title": self.title.strip(), "unit": self.unit, **self.found.as_dict()}
         if self.reach is not None:
             told["reach"] = self.reach
         if self.limit is not None:
-            told |= {"judgement": self.judgement, "limits": str(self.limit), "source": self.limit.source}
+            told |= {"judgement": self.judgement, "limits": self.limits, "source": self.limit.source}
         return told
 
 
@@ -74,6 +79,7 @@ class Report:
     parameters: int = 0
     checkpoint: str | None = None
     codec: dict[str, Any] = field(default_factory=dict)
+    loss_limit: Limit | None = None
     lines: list[Line] = field(default_factory=list)
     missing: list[dict[str, str]] = field(default_factory=list)
     model: dict[str, Any] = field(default_factory=dict)
@@ -89,7 +95,7 @@ class Report:
 
     def as_dict(self) -> dict[str, Any]:
         """The report as JSON has it."""
-        told = {name: value for name, value in asdict(self).items() if name not in ("lines", "model")}
+        told = {name: value for name, value in asdict(self).items() if name not in ("lines", "model", "loss_limit")}
         lines = [line.as_dict() for line in self.lines]
         return {"format": FORMAT, "version": 1, **told, "caveat": CAVEAT, "lines": lines, "model": self.model}
 
@@ -132,20 +138,23 @@ def _hopeless(line: Line) -> bool:
 
 def in_words(line: Line) -> str:
     """Value, interval and limits of a line."""
-    return f"{_value(line)}{_range(line, ' [{}, {}]')} ({line.limit}; {line.limit.source})"
+    return f"{_value(line)}{_range(line, ' [{}, {}]')} ({line.limits}; {line.limit.source})"
 
 
 def report_text(report: Report) -> str:
     """The table, what is missing, and the verdict with its reasons."""
-    rows = [["measure", "value", "95% interval", "limits", ""]]
+    rows = [["measure", "value", "95% interval", "limits", "is"]]
     for line in report.lines:
-        limits = "" if line.limit is None else str(line.limit)
-        rows.append([line.title, _value(line), _range(line, "{} to {}"), limits, line.judgement or ""])
+        rows.append([line.title, _value(line), _range(line, "{} to {}"), line.limits, line.judgement or ""])
     trained = f"{short_count(report.tokens)} tokens" + (f", {report.checkpoint}" if report.checkpoint else "")
     budget = f"; budget {short_count(report.budget_tokens)}" if report.budget_tokens else ""
     size = f"{short_count(report.parameters)} parameters, " if report.parameters else ""
     codec = f", {report.codec['name']} ({report.codec.get('class', 'no class')})" if report.codec else ""
     text = [f"{report.run}: {report.recipe}, {size}{trained}{budget}{codec}", ""]
+    if report.model:
+        following, sampled = report.model.get("following"), report.model["audio_positions_sampled"]
+        songs = f"{following['documents']} documents of {following['songs']} songs and " if following else ""
+        text[1:] = [f"measured on {songs}{sampled:,} sampled ids", ""]
     if report.lines:
         text += [table(rows), ""]
     text += [f"not measured: {lack['measure']}: {lack['why']}; {lack['how']}" for lack in report.missing]
@@ -175,3 +184,7 @@ def _number(value: float, unit: str) -> str:
     if unit == "share":
         return f"{value:.1%}"
     return f"{value:+.4f}" if unit == "nats more" else f"{value:.3f}"
+
+
+def _limit(value: float, unit: str) -> str:
+    return f"{100 * value:.3g}%" if unit == "share" else f"{value:.3g}"

@@ -159,7 +159,8 @@ def test_a_corpus_that_moved_is_named(own_run, runs):
     settings = yaml.safe_load((own_run / "recipe.yaml").read_text()) | {"corpus": str(own_run / "gone")}
     (own_run / "recipe.yaml").write_text(yaml.safe_dump(settings))
     report = gate(own_run, Thresholds.load(), EFFORT)
-    assert report.verdict == "not-yet" and "the corpus has moved" in unmeasured(report, "all but the tokens")
+    assert "the corpus has moved" in unmeasured(report, "all measures of the model")
+    assert (report.verdict, report.budget_tokens, report.tokens) == ("not-yet", 130 * report.parameters, 118 * 1024)
     with pytest.raises(InputError, match="has no source speech; choose from held_out, lyrics_to_song, reference"):
         gate(own_run, Thresholds.load(), EFFORT, corpus=runs / "learned_corpus", held_out="speech")
 
@@ -301,6 +302,7 @@ def test_limits_judge_whole_intervals():
         (["nowhere"], "error: nowhere: is not a run: no recipe.yaml"),
         (["nowhere", "--thresholds", "none.yaml"], "error: none.yaml: no such file"),
         (["nowhere", "--budget", "70 billion"], "error: --budget: '70 billion' is not a count"),
+        (["nowhere", "--device", "tpu"], "error: --device: tpu is not there"),
         (["nowhere", "--budget", "0"], "error: --budget: 0 is no budget"),
     ],
 )
