@@ -71,13 +71,11 @@ def listen(
     """
     from megatron_music.errors import InputError
     from megatron_music.evaluation.listening.results import results_in_words, write_results
-    from megatron_music.evaluation.listening.server import ListeningTest, serve
-    from megatron_music.evaluation.listening.study import open_study
+    from megatron_music.evaluation.listening.server import listen as serve
 
     if (out is None) == (results is None):
         raise InputError("evaluate listen", "needs --out or --results", "name the folder of the test with one of them")
     if results is not None:
         typer.echo(results_in_words(write_results(results)))
         return
-    study = open_study(out, systems or [], seed, loudness, typer.echo)
-    serve(ListeningTest(out, study, rater, pairs), host, port, typer.echo)
+    serve(out, systems or [], rater, pairs, seed=seed, match_loudness=loudness, host=host, port=port, say=typer.echo)

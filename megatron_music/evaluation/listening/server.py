@@ -11,7 +11,7 @@ import re
 import signal
 import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -30,7 +30,7 @@ from megatron_music.evaluation.listening.answers import (
     append_answer,
     read_answers,
 )
-from megatron_music.evaluation.listening.study import ASPECTS, CLIPS, Study, Turn, turns
+from megatron_music.evaluation.listening.study import ASPECTS, CLIPS, Study, Turn, open_study, turns
 from megatron_music.pages import style
 from megatron_music.progress import console
 
@@ -67,17 +67,10 @@ class _Posted(BaseModel):
 
 
 class ListeningTest:
-    """A study as raters meet it.
-
-    Args:
-        rater: the one who listens; None lets the page ask.
-        pairs: that each rater is asked about, at most; None asks about all.
-    """
+    """A study as raters meet it; see ``listen``."""
 
     def __init__(self, folder: str | Path, study: Study, rater: str | None = None, pairs: int | None = None):
         self.folder, self.study, self.rater, self._pairs = Path(folder), study, rater, pairs
-        if rater is not None and checked_name(rater) != rater:
-            raise InputError("--rater", f"{rater!r} is no name", f"write 1 to {MOST_NAME} characters")
         self._clips = {clip.token for clip in study.clips}
         read_answers(folder)  # a damaged file is told before anybody listens
 
@@ -301,6 +294,30 @@ def _asked_range(first: str, last: str, size: int) -> tuple[int, int]:
     if not first:
         return (max(size - int(last), 0), size - 1) if last and int(last) else (1, 0)
     return int(first), min(int(last), size - 1) if last else size - 1
+
+
+def listen(
+    folder: str | Path,
+    systems: Sequence[str | Path] = (),
+    rater: str | None = None,
+    pairs: int | None = None,
+    *,
+    seed: int = 0,
+    match_loudness: bool = True,
+    host: str = "127.0.0.1",
+    port: int = 7861,
+    say: Callable[[str], None] = print,
+) -> None:
+    """Makes the listening test of a folder, or goes on with it, and serves it; see ``open_study`` and ``serve``.
+
+    Args:
+        rater: the one who listens; None lets the page ask.
+        pairs: that each rater is asked about, at most; None asks about all.
+    """
+    if rater is not None and checked_name(rater) != rater:
+        raise InputError("--rater", f"{rater!r} is no name", f"write 1 to {MOST_NAME} characters")
+    study = open_study(folder, systems, seed, match_loudness, say)
+    serve(ListeningTest(folder, study, rater, pairs), host, port, say)
 
 
 def serve(test: ListeningTest, host: str, port: int, say: Callable[[str], None] = print) -> None:

@@ -137,9 +137,10 @@ def open_study(
                              "name two folders of songs or more")  # fmt: skip
         if folder.is_dir() and (others := {path.name for path in folder.glob("[!.]*")} - {CLIPS}):
             raise InputError(folder, f"holds no {STUDY} but {sorted(others)[0]}", "name a new folder")
+        songs = {name: _songs(path) for name, path in named.items()}
         with workplace(folder):
             if not (folder / STUDY).exists():  # as it may since another server, started at the same time, made it
-                _make(folder, named, seed, match_loudness, say)
+                _make(folder, named, songs, seed, match_loudness, say)
     study = Study.read(folder)
     if named and named != study.systems:
         raise InputError(folder, f"holds a test of {', '.join(study.systems.values())}", "name these, or a new folder")
@@ -159,13 +160,23 @@ def _named(systems: Sequence[str | Path]) -> dict[str, str]:
     return named
 
 
-def _make(folder: Path, systems: dict[str, str], seed: int, match_loudness: bool, say: Callable[[str], None]) -> None:
-    files = {name: files_by_song(path) for name, path in systems.items()}
-    mixes = {name: [song for song, roles in songs.items() if "mix" in roles] for name, songs in files.items()}
-    for name, path in systems.items():
-        if not mixes[name]:
-            raise InputError(path, "holds no songs", "name a folder with wav, flac, ogg or mp3 files")
-    pairs = _pairs(mixes, seed, say)
+def _songs(system: str) -> dict[str, dict[str, Path]]:
+    """The files of songs that have a mix, by name."""
+    songs = {name: roles for name, roles in files_by_song(system).items() if "mix" in roles}
+    if not songs:
+        raise InputError(system, "holds no songs", "name a folder with wav, flac, ogg or mp3 files")
+    return songs
+
+
+def _make(
+    folder: Path,
+    systems: dict[str, str],
+    files: dict[str, dict[str, dict[str, Path]]],
+    seed: int,
+    match_loudness: bool,
+    say: Callable[[str], None],
+) -> None:
+    pairs = _pairs({name: list(songs) for name, songs in files.items()}, seed, say)
     wanted = list(dict.fromkeys(song for pair in pairs for song in pair))
     heights: dict[tuple[str, str], tuple[float, float]] = {}
     for system, song in track(wanted, "measuring loudness"):
