@@ -100,8 +100,9 @@ def _bands(axes: "Axes", codecs: dict[str, Any], track: str) -> None:
         heights = [codec["tracks"][track]["bands"].get(band, 0.0) for band in bands]
         axes.bar(places, heights, width * 0.92, color=_COLOURS[number % len(_COLOURS)], label=name)
     axes.set_xticks(range(len(bands)), [f"{band} Hz" for band in bands])
+    axes.margins(y=0.25)
     axes.set_ylabel("log-spectral distance, dB", fontsize=9)
-    axes.legend(fontsize=8.5, frameon=False)
+    axes.legend(fontsize=8.5, frameon=False, ncols=4)
     axes.set_title(f"What is lost where ({track})", fontsize=10, loc="left")
 
 

@@ -6,6 +6,7 @@ import pytest
 from metric_lines import measured
 
 from megatron_music.errors import InputError
+from megatron_music.scaling.compare import compare
 from megatron_music.scaling.side_by_side import held_out_losses, read_runs, runs_table
 
 
@@ -27,6 +28,18 @@ def test_a_finished_ladder_by_its_own_files(toy_ladder):
     # The runs themselves, and their folder, are the same runs; each is shown once.
     several = read_runs([toy_ladder, toy_ladder / "runs", toy_ladder / "runs" / runs[0].name])
     assert [run.as_dict() for run in several] == [run.as_dict() for run in runs]
+
+
+def test_the_page_of_runs(toy_ladder, tmp_path):
+    text = compare([toy_ladder], tmp_path / "out")
+    runs = read_runs([toy_ladder])
+    assert text == f"{runs_table(runs)}\nwritten: {tmp_path / 'out' / 'comparison.html'}"
+    content = json.loads((tmp_path / "out" / "comparison.json").read_text())
+    assert content["runs"] == [run.as_dict() for run in runs] == json.loads(compare([toy_ladder], None, as_json=True))
+    page = (tmp_path / "out" / "comparison.html").read_text()
+    # A picture for each kind of audio, and a row for each run.
+    assert page.count("data:image/png;base64,") == 2
+    assert all(f"<bdi>{run.losses['vocal']:.3f}</bdi>" in page for run in runs)
 
 
 @pytest.fixture
