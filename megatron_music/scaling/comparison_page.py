@@ -20,6 +20,7 @@ PAGE, RUNS_FORMAT = "comparison.html", "megatron-music runs side by side"
 _TEMPLATE = Path(__file__).parent / "page" / "comparison.html"
 _COLOURS = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"
 """Okabe and Ito's, without black and yellow (https://jfly.uni-koeln.de/color/)."""
+_STYLES = "-", "--", "-.", ":"
 _DPI = 130
 
 
@@ -125,7 +126,7 @@ def _losses(axes: "Axes", curves: list, kind: str) -> None:
 
     of_kind = [(name, curve) for name, curve in curves if curve.kind == kind]
     for number, (name, curve) in enumerate(of_kind):
-        colour, style = _COLOURS[number % len(_COLOURS)], "-" if curve.held_out else ":"
+        colour, style = _COLOURS[number % len(_COLOURS)], _STYLES[number // len(_COLOURS) % len(_STYLES)]
         axes.plot(curve.tokens_N, curve.loss_N, style, color=colour, linewidth=1.6, label=name)
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: short_count(value)))
     axes.set_xlabel("tokens", fontsize=9)
