@@ -5,11 +5,11 @@ from typing import Any
 from megatron_music.tables import table
 
 MEASURES = {
-    "mel_distance_db": ("mel, dB", "mean difference of log-mel spectra; lower is better"),
-    "stft_distance": ("STFT", "multi-resolution STFT distance; lower is better"),
-    "si_sdr_db": ("SI-SDR, dB", "of the waveform itself; higher is better, and below 0 where phases are made up"),
-    "pitch_accuracy": ("pitch, %", "voiced frames of the vocals within 50 cents; higher is better"),
-    "pitch_cents": ("cents", "median error of pitch of the vocals; lower is better"),
+    "mel_distance_db": ("mel, dB", "mean difference of log-mel spectra, lower is better"),
+    "stft_distance": ("STFT", "multi-resolution STFT distance, lower is better"),
+    "si_sdr_db": ("SI-SDR, dB", "of the waveform itself, higher is better, far below 0 where phases are made up"),
+    "pitch_accuracy": ("pitch, %", "voiced frames of the vocals within 50 cents, higher is better"),
+    "pitch_cents": ("cents", "median error of the vocals' pitch, lower is better"),
 }
 DECK = (
     ("encodec32k", "acoustic", "above 4", "90%+"),

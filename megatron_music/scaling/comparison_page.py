@@ -37,8 +37,9 @@ def write_comparison(comparison: dict[str, Any], out: Path) -> Path:
               ("Codecs", "Bits a second as the codes are stored, and as often as each code was used.",
                codec_rows(codecs), 2)]  # fmt: skip
     explained = "; ".join(f"{title}: {meaning}" for title, meaning in MEASURES.values())
-    tables += [(f"Reconstruction, {name}", f"In the mean over songs. {explained}; LSD: log-spectral distance in dB by "
-                "band.", reconstruction_rows(codecs, name), 1) for name in comparison["tracks"]]  # fmt: skip
+    note = f"In the mean over songs. {explained}; LSD: log-spectral distance by band in Hz, in dB."
+    tables += [(f"Reconstruction, {name}", note if number == 0 else "", reconstruction_rows(codecs, name), 1)
+               for number, name in enumerate(comparison["tracks"])]  # fmt: skip
     missing = [f"{one['measure']}: {one['why']}; {one['how']}" for one in comparison["missing"]]
     songs = f"{len(comparison['songs'])} songs at {comparison['sample_rate']:,} Hz"
     return _page(out, "Codecs side by side", songs, tables, pictures, missing, CAVEATS)
@@ -103,7 +104,7 @@ def _bands(axes: "Axes", codecs: dict[str, Any], track: str) -> None:
     axes.set_xticks(range(len(bands)), [f"{band} Hz" for band in bands])
     axes.margins(y=0.25)
     axes.set_ylabel("log-spectral distance, dB", fontsize=9)
-    axes.legend(fontsize=8.5, frameon=False, ncols=4)
+    axes.legend(fontsize=8.5, frameon=False, ncols=4, loc="upper right")
     axes.set_title(f"What is lost where ({track})", fontsize=10, loc="left")
 
 
@@ -131,5 +132,5 @@ def _losses(axes: "Axes", curves: list, kind: str) -> None:
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: short_count(value)))
     axes.set_xlabel("tokens", fontsize=9)
     axes.set_ylabel("nats a token", fontsize=9)
-    axes.legend(fontsize=8.5, frameon=False)
+    axes.legend(fontsize=8.5, frameon=False, loc="upper right")
     axes.set_title(f"Held-out loss, {kind}", fontsize=10, loc="left")
