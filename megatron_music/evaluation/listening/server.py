@@ -30,7 +30,7 @@ from megatron_music.evaluation.listening.answers import (
     append_answer,
     read_answers,
 )
-from megatron_music.evaluation.listening.study import ASPECTS, CLIPS, Study, Turn, open_study, turns
+from megatron_music.evaluation.listening.study import ASPECTS, Study, Turn, clip_path, open_study, turns
 from megatron_music.pages import style
 from megatron_music.progress import console
 
@@ -113,7 +113,7 @@ class ListeningTest:
         """The file of a clip."""
         if token not in self._clips:
             raise Refused(HTTPStatus.NOT_FOUND, "there is no such clip")
-        return self.folder / CLIPS / f"{token}.flac"
+        return clip_path(self.folder, token)
 
     def _asked(self, rater: str) -> list[Turn]:
         return turns(self.study, rater)[: self._pairs]

@@ -6,7 +6,6 @@ FOLDER/answers.jsonl   a line for each answer, in the order in which they came
 """
 
 import json
-import math
 import re
 import secrets
 import shutil
@@ -16,16 +15,13 @@ from itertools import combinations
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
 from pydantic import ConfigDict
 
-from megatron_music.audio.files import read_audio, write_audio
-from megatron_music.audio.loudness import PEAK, integrated_loudness, true_peak
 from megatron_music.corpus.shuffle import seeded_generator
 from megatron_music.corpus.workplace import workplace
 from megatron_music.errors import InputError
+from megatron_music.evaluation.listening.clips import write_clips
 from megatron_music.files import read_json, write_json
-from megatron_music.progress import track
 from megatron_music.recipe.fields import Strict
 from megatron_music.recipe.recipe import parse_strict
 from megatron_music.songs.folder import files_by_song
@@ -42,9 +38,6 @@ ASPECTS = {
     "overall": "Which is the better song, all in all?",
 }
 """Those of the comparison in YuE's paper that concern every song, and the song as a whole."""
-SAMPLE_RATE = 44_100
-TARGET_LUFS, LOWEST_LUFS = -16.0, -23.0
-"""Loudness of the clips, and how far all of them go down for one that would clip."""
 _MOST_LYRICS = 20_000
 
 
@@ -178,23 +171,15 @@ def _make(
 ) -> None:
     pairs = _pairs({name: list(songs) for name, songs in files.items()}, seed, say)
     wanted = list(dict.fromkeys(song for pair in pairs for song in pair))
-    heights: dict[tuple[str, str], tuple[float, float]] = {}
-    for system, song in track(wanted, "measuring loudness"):
-        try:
-            heights[system, song] = _loudness_and_peak(read_clip(files[system][song]["mix"]))
-        except InputError as error:
-            say(f"left out: {error}")
-    lufs = _common_loudness(heights) if match_loudness else None
     shutil.rmtree(folder / CLIPS, ignore_errors=True)
-    clips: dict[tuple[str, str], Clip] = {}
-    for system, song in track(list(heights), "writing clips"):
-        roles = files[system][song]
-        clip = Clip(token=secrets.token_hex(16), system=system, song=song, lyrics=_lyrics(roles))
-        samples_CS = read_clip(roles["mix"]) * _gain(*heights[system, song], lufs)
-        write_audio(folder / CLIPS / f"{clip.token}.flac", samples_CS, SAMPLE_RATE)
-        clips[system, song] = clip
-        if lufs is not None and (short := lufs - _reached(*heights[system, song], lufs)) > 0.1:
-            say(f"{roles['mix']} stays {short:.1f} dB below the others: it would clip")
+    tokens = {song: secrets.token_hex(16) for song in wanted}
+    jobs = [(files[system][song]["mix"], clip_path(folder, tokens[system, song])) for system, song in wanted]
+    lufs, written = write_clips(jobs, match_loudness, say)
+    clips = {
+        (system, song): Clip(token=tokens[system, song], system=system, song=song, lyrics=_lyrics(files[system][song]))
+        for (system, song), there in zip(wanted, written, strict=True)
+        if there
+    }
     made = [
         Pair(token=secrets.token_hex(16), first=clips[first].token, second=clips[second].token)
         for first, second in pairs
@@ -221,35 +206,6 @@ def _pairs(
     return pairs
 
 
-def read_clip(path: Path) -> np.ndarray:
-    """A song as raters hear it but for its loudness: float32 (2, samples), other numbers of channels averaged."""
-    samples_CS = read_audio(path, SAMPLE_RATE, mono=False)
-    return samples_CS if len(samples_CS) == 2 else np.repeat(samples_CS.mean(axis=0, keepdims=True), 2, axis=0)
-
-
-def _loudness_and_peak(samples_CS: np.ndarray) -> tuple[float, float]:
-    return integrated_loudness(samples_CS, SAMPLE_RATE), true_peak(samples_CS, SAMPLE_RATE)
-
-
-def _common_loudness(heights: dict[tuple[str, str], tuple[float, float]]) -> float:
-    """The target, or as far below as the clip that would clip first needs, but not below the lowest."""
-    reached = [_reached(loudness, peak, TARGET_LUFS) for loudness, peak in heights.values() if math.isfinite(loudness)]
-    return max(LOWEST_LUFS, min([TARGET_LUFS, *reached]))
-
-
-def _reached(loudness: float, peak: float, lufs: float) -> float:
-    """Loudness of a clip that is brought to ``lufs`` as far as it does not clip."""
-    return loudness + 20 * math.log10(_gain(loudness, peak, lufs)) if math.isfinite(loudness) else lufs
-
-
-def _gain(loudness: float, peak: float, lufs: float | None) -> float:
-    """The factor for a clip; one that is silent, or whose loudness is left alone, is only kept from clipping."""
-    highest = PEAK / peak if peak > 0 else 1.0
-    if lufs is None or not math.isfinite(loudness):
-        return min(1.0, highest)
-    return min(highest, 10 ** ((lufs - loudness) / 20))
-
-
 def _lyrics(roles: dict[str, Path]) -> str:
     """The lyrics beside a song, or those in what `generate` wrote beside it; nothing where there are none."""
     if sidecar := roles.get(".lrc") or roles.get(".txt"):
@@ -262,6 +218,11 @@ def _lyrics(roles: dict[str, Path]) -> str:
         except (ValueError, KeyError, TypeError, AttributeError):
             return ""  # of another program
     return ""
+
+
+def clip_path(folder: Path, token: str) -> Path:
+    """The file of a clip."""
+    return folder / CLIPS / f"{token}.flac"
 
 
 def turns(study: Study, rater: str) -> list[Turn]:
