@@ -88,7 +88,7 @@ class SystemResult(_Part):
     """A system's songs, or a model, or both.
 
     Attributes:
-        folder: where ``file`` of its songs is relative to; in the file absolute, or relative to that file.
+        folder: where ``file`` of its songs is relative to; absolute, or in the file relative to it.
         measures: of all songs together (a distance between sets) or of the model, where they are not one song's.
         model: what is known of the model: losses by kind under ``losses``, shares by position, any JSON.
     """
@@ -244,7 +244,9 @@ class Evaluation(_Part):
         evaluation: Evaluation = parse_strict(cls, content, path)
         folder = path.resolve().parent
         systems = [
-            system.model_copy(update={"folder": str(folder / system.folder)}) if system.folder else system
+            system.model_copy(update={"folder": str(folder / system.folder)})
+            if system.folder or system.songs
+            else system
             for system in evaluation.systems
         ]
         return evaluation.model_copy(update={"systems": systems})

@@ -121,6 +121,8 @@ def test_files_merge_and_folders_follow_them(tmp_path):
             [system(name, folder=f"songs/{name}")], [Missing(measure="word_error_rate", why="w", how="h")]
         )
         one.write(tmp_path / name / "evaluation.json")
+    Evaluation.of([system("here", folder="")]).write(tmp_path / "here.json")
+    assert Evaluation.read(tmp_path / "here.json").systems[0].folder == str(tmp_path)
     merged = merge([tmp_path / "b", tmp_path / "a" / "evaluation.json"])
     folders = [(system.name, system.folder) for system in merged.systems]
     assert folders == [(name, str(tmp_path / name / "songs" / name)) for name in ("b", "a")]

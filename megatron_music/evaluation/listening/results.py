@@ -42,6 +42,8 @@ def results_in_words(listening: Listening) -> str:
             ordered = sorted(listening.strengths[aspect].items(), key=lambda item: -item[1])
             lines.append("strength  " + ", ".join(f"{name} {strength:+.2f}" for name, strength in ordered))
         alpha = listening.agreement.get(aspect)
-        lines.append("agreement " + ("unknown: no pair was judged by two raters" if alpha is None else f"{alpha:.2f}"))
+        # Adding 0 takes the sign from a zero.
+        known = "unknown: no pair was judged by two raters" if alpha is None else f"{round(alpha, 2) + 0.0:.2f}"
+        lines.append(f"agreement {known}")
         parts.append("\n".join(lines))
     return "\n\n".join(parts)
