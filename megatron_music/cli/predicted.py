@@ -82,7 +82,7 @@ def fit(
     ] = "layers",
     loss: Annotated[str, typer.Option(help="held_out, training, or auto: held out where every run has it.")] = "auto",
     phase_ends: Annotated[
-        bool, typer.Option("--points", help="Also the ends of phases whose learning rate had decayed.")
+        bool, typer.Option("--phase-ends", help="Also the ends of phases whose learning rate had decayed.")
     ] = False,
     unfinished: Annotated[
         bool, typer.Option("--unfinished", help="Take runs that have not ended as they are.")

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from megatron_music.errors import InputError
+from megatron_music.progress import track
 from megatron_music.recipe.fields import parse_count
 from megatron_music.recipe.phases import phase_spans
 from megatron_music.recipe.recipe import Recipe
@@ -22,8 +23,9 @@ LEAST_POINTS = NUMBERS + 2
 LOW, HIGH = 5.0, 95.0
 """Percentiles of a 90% interval."""
 BOOTSTRAP = (
-    "parametric: the fitted losses with normal noise of log L, of the residuals' size over the degrees of freedom that "
-    "the fit leaves, that size itself drawn from its chi-square distribution; an interval of a prediction also has the "
+    "the wider of two bootstraps. Parametric: the fitted losses with normal noise of log L, of the residuals' size "
+    "over the degrees of freedom left, that size itself drawn from its chi-square distribution, which few points need. "
+    "Pairs: points drawn with replacement, which noise of unequal size needs. An interval of a prediction also has the "
     "noise of the one run that it is about"
 )
 _SAME = 1.1
@@ -42,10 +44,24 @@ class Interval:
     high: float
 
     @classmethod
-    def of(cls, value: float, drawn: np.ndarray) -> "Interval":
-        """Around ``value``, from resamples."""
-        low, high = np.percentile(drawn, [LOW, HIGH])
+    def of(cls, value: float, *drawn: np.ndarray) -> "Interval":
+        """Around ``value``, the widest of what each bootstrap has drawn."""
+        low, high = widest(*drawn)
         return cls(float(value), float(low), float(high))
+
+
+def widest(*drawn: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Ends of the 90% interval that holds those of all bootstraps, each (resamples, ...)."""
+    lows, highs = zip(*(np.percentile(values, [LOW, HIGH], axis=0) for values in drawn), strict=True)
+    return np.minimum.reduce(lows), np.maximum.reduce(highs)
+
+
+@dataclass(frozen=True)
+class Resamples:
+    """What one bootstrap has drawn: laws, and for each the noise of a run, as a factor (resamples,)."""
+
+    laws: Laws
+    noise: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -63,7 +79,8 @@ class Law:
 
     Attributes:
         points: those that have this loss.
-        fit: one row; ``resamples`` many. None where the points can't tell at all.
+        fit: one row; None where the points can't tell at all.
+        resamples: of each bootstrap.
         numbers: E, A, B, alpha and beta, with intervals.
         noise: standard deviation of log L around the law, over the degrees of freedom that are left.
         left_out: of every point: how far, as a share, the law of all others is from it.
@@ -76,7 +93,7 @@ class Law:
     name: str
     points: list[Point]
     fit: Laws | None
-    resamples: Laws | None
+    resamples: list[Resamples]
     numbers: dict[str, Interval]
     noise: float | None
     left_out: list[float]
@@ -102,14 +119,14 @@ class Law:
     def frontier(self, flops: np.ndarray) -> list[dict[str, Interval]]:
         """The best parameters, tokens and loss for budgets of 6 N D = ``flops`` (budgets,)."""
         best_n, best_d = (values[0] for values in self.fit.optimum(flops))
-        drawn_n, drawn_d = self.resamples.optimum(flops)
-        best_loss, drawn_loss = self.fit.loss(best_n, best_d)[0], self.resamples.loss(drawn_n, drawn_d)
+        values = {"parameters": best_n, "tokens": best_d, "loss": self.fit.loss(best_n, best_d)[0]}
+        drawn: dict[str, list[np.ndarray]] = {name: [] for name in values}
+        for resamples in self.resamples:
+            n, d = resamples.laws.optimum(flops)
+            for name, of_one in (("parameters", n), ("tokens", d), ("loss", resamples.laws.loss(n, d))):
+                drawn[name].append(of_one)
         return [
-            {
-                "parameters": Interval.of(best_n[at], drawn_n[:, at]),
-                "tokens": Interval.of(best_d[at], drawn_d[:, at]),
-                "loss": Interval.of(best_loss[at], drawn_loss[:, at]),
-            }
+            {name: Interval.of(values[name][at], *(of_one[:, at] for of_one in drawn[name])) for name in values}
             for at in range(len(flops))
         ]
 
@@ -157,31 +174,26 @@ def predict(
         raise InputError("--kind", f"no point has a loss {unknown!r}", f"choose from {', '.join(names)}")
     laws = [
         _law(name, [point for point in points if name in point.losses], targets, resamples, seed)
-        for name in (losses or names)
+        for name in track(losses or names, "fitting")
     ]
-    return Prediction(laws, list(targets), _warnings(points, targets), counted, resamples, seed)
+    warnings = [*_warnings(points, targets), *(text for law in laws for text in _outliers(law))]
+    return Prediction(laws, list(targets), warnings, counted, resamples, seed)
 
 
 def _law(name: str, points: list[Point], targets: Sequence[Target], resamples: int, seed: int) -> Law:
-    law = Law(name, points, None, None, {}, None, [], None, {}, [])
+    law = Law(name, points, None, [], {}, None, [], None, {}, [])
     n, d, losses = law.parameters, law.tokens, law.losses
     untold = _untold(n, d)
     if untold:
         return replace(law, doubts=untold)
     fit = fit_laws(n, d, losses[None])
-    fitted = fit.loss(n, d)[0]
-    freedom = len(points) - NUMBERS
-    noise = float(np.sqrt(np.sum(np.log(losses / fitted) ** 2) / freedom))
-    random = np.random.default_rng(seed)
-    # One size of the noise for each resample: from so few residuals it is itself uncertain.
-    sizes = noise * np.sqrt(freedom / random.chisquare(freedom, resamples))
-    drawn = fitted * np.exp(sizes[:, None] * random.standard_normal((resamples, len(points))))
-    drawn_laws = fit_laws(n, d, drawn, near=fit.theta_P5[0], starts=2)
-    own = np.exp(sizes * random.standard_normal(resamples))
+    off = np.log(losses / fit.loss(n, d)[0])
+    noise = float(np.sqrt(np.sum(off**2) / (len(points) - NUMBERS)))
+    drawn = _bootstraps(fit, n, d, losses, resamples, np.random.default_rng(seed))
     predictions = {
         target.name: Interval.of(
             fit.loss(target.parameters, target.tokens)[0, 0],
-            drawn_laws.loss(target.parameters, target.tokens)[:, 0] * own,
+            *(one.laws.loss(target.parameters, target.tokens)[:, 0] * one.noise for one in drawn),
         )
         for target in targets
     }
@@ -189,13 +201,10 @@ def _law(name: str, points: list[Point], targets: Sequence[Target], resamples: i
     law = replace(
         law,
         fit=fit,
-        resamples=drawn_laws,
+        resamples=drawn,
         numbers={
-            "E": Interval.of(fit.floor[0], drawn_laws.floor),
-            "A": Interval.of(fit.a[0], drawn_laws.a),
-            "B": Interval.of(fit.b[0], drawn_laws.b),
-            "alpha": Interval.of(fit.alpha[0], drawn_laws.alpha),
-            "beta": Interval.of(fit.beta[0], drawn_laws.beta),
+            name: Interval.of(getattr(fit, field)[0], *(getattr(one.laws, field) for one in drawn))
+            for name, field in (("E", "floor"), ("A", "a"), ("B", "b"), ("alpha", "alpha"), ("beta", "beta"))
         },
         noise=noise,
         left_out=list(np.diagonal(others.loss(n, d)) / losses - 1),
@@ -203,6 +212,25 @@ def _law(name: str, points: list[Point], targets: Sequence[Target], resamples: i
         predictions=predictions,
     )
     return replace(law, doubts=_doubts(law))
+
+
+def _bootstraps(
+    fit: Laws, n: np.ndarray, d: np.ndarray, losses: np.ndarray, count: int, random: np.random.Generator
+) -> list[Resamples]:
+    """Both bootstraps, as ``BOOTSTRAP`` tells them."""
+    fitted, points = fit.loss(n, d)[0], len(n)
+    freedom = points - NUMBERS
+    off = np.log(losses / fitted)
+    # From so few residuals the size of the noise is itself uncertain: one for each resample.
+    sizes = np.sqrt(np.sum(off**2) / random.chisquare(freedom, count))
+    noisy = fitted * np.exp(sizes[:, None] * random.standard_normal((count, points)))
+    again = random.multinomial(points, np.full(points, 1 / points), count).astype(float)
+    own = np.sqrt(points / freedom) * random.choice(off, count)
+    near = fit.theta_P5[0]
+    return [
+        Resamples(fit_laws(n, d, noisy, near=near, starts=2), np.exp(sizes * random.standard_normal(count))),
+        Resamples(fit_laws(n, d, np.tile(losses, (count, 1)), again, near, starts=2), np.exp(own)),
+    ]
 
 
 def _condition(fit: Laws, n: np.ndarray, d: np.ndarray) -> float:
@@ -243,10 +271,9 @@ def _doubts(law: Law) -> list[str]:
         width = (loss.high - loss.low) / loss.value
         if width > _OPEN_LOSS:
             found.append(f"the interval at {target} is {width:.0%} of the loss")
-    worst = int(np.argmax(np.abs(law.left_out)))
-    if abs(law.left_out[worst]) > _OFF:
-        found.append(f"the law of the others is {law.left_out[worst]:+.1%} off at {law.points[worst].name}: look at "
-                     "that run, or the form does not hold here")  # fmt: skip
+    typical = float(np.median(np.abs(law.left_out)))
+    if typical > _OFF:
+        found.append(f"the law of all others is {typical:.0%} off at the middle point: the form does not hold here")
     return found
 
 
@@ -275,6 +302,17 @@ def _warnings(points: Sequence[Point], targets: Sequence[Target]) -> list[str]:
     if len(measured) > 1:
         found.append(f"losses come from different places, which may not compare: {'; '.join(measured)}")
     return found
+
+
+def _outliers(law: Law) -> list[str]:
+    """The point that lies farthest from the law of the others, where that is far. It moves the law little."""
+    if not law.left_out:
+        return []
+    worst = int(np.argmax(np.abs(law.left_out)))
+    if abs(law.left_out[worst]) <= _OFF:
+        return []
+    return [f"{law.name}: the law of all others is {law.left_out[worst]:+.1%} off at {law.points[worst].name}: look at "
+            "that run"]  # fmt: skip
 
 
 def _names(points: Sequence[Point]) -> str:

@@ -92,7 +92,9 @@ def sections(prediction: Prediction) -> Iterator[str]:
         yield _section(f"Compute-optimal, {name} ({FLOPS})", table([FRONTIER_HEADINGS, *rows], left=0))
     for name, rows in shown["points"].items():
         yield _section(f"Points, {name}", table([POINT_HEADINGS, *rows]))
-    yield f"N: {shown['counted']}, or as the table counts them.\nIntervals: {shown['bootstrap']}."
+    yield f"N: {shown['counted']}, or as the table counts them."
+    if shown["laws"]:
+        yield f"Intervals: {shown['bootstrap']}."
 
 
 def verdict(law: Law) -> str:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from megatron_music.files import atomic_path
-from megatron_music.scaling.fit import HIGH, LOW, Law, Prediction
+from megatron_music.scaling.fit import Law, Prediction, widest
 from megatron_music.tables import short_count
 
 if TYPE_CHECKING:
@@ -83,12 +83,12 @@ def _targets(axes: "Axes", law: Law, prediction: Prediction, tokens: np.ndarray)
     for target in prediction.targets:
         loss = law.predictions[target.name]
         size = np.full(len(tokens), target.parameters)
-        low, high = np.percentile(law.resamples.loss(size, tokens), [LOW, HIGH], axis=0)
+        low, high = widest(*(one.laws.loss(size, tokens) for one in law.resamples))
         axes.fill_between(tokens, low, high, color=_TARGET, alpha=0.13, linewidth=0)
         axes.plot(tokens, law.fit.loss(size, tokens)[0], color=_TARGET, linewidth=1.2, linestyle="--")
         errors = [[loss.value - loss.low], [loss.high - loss.value]]
         axes.errorbar(target.tokens, loss.value, yerr=errors, fmt="D", color=_TARGET, capsize=4, zorder=4)
-        text = f"{target.name}\n{loss.value:.3f} ({loss.low:.3f} to {loss.high:.3f})"
+        text = f"{target.name}: {loss.value:.3f} ({loss.low:.3f} to {loss.high:.3f})"
         axes.annotate(text, (target.tokens, loss.low), xytext=(-2, -5), textcoords="offset points", fontsize=8.5,
                       ha="right", va="top", color=_TARGET)  # fmt: skip
 
@@ -97,8 +97,7 @@ def _frontier(axes: "Axes", law: Law, prediction: Prediction) -> None:
     spent = 6 * law.parameters * law.tokens
     asked = [6 * target.parameters * target.tokens for target in prediction.targets]
     flops = np.geomspace(spent.min() / 2, max([*asked, 100 * spent.max()]) * 2, _POINTS)
-    drawn = law.resamples.optimum(flops)[0]
-    low, high = np.percentile(drawn, [LOW, HIGH], axis=0)
+    low, high = widest(*(one.laws.optimum(flops)[0] for one in law.resamples))
     axes.fill_between(flops, low, high, color=_BAND, alpha=0.3, linewidth=0, label="90% of resamples")
     axes.plot(flops, law.fit.optimum(flops)[0][0], color=_BAND, linewidth=2, label="best parameters")
     axes.plot(spent, law.parameters, "o", color="0.35", markersize=5, markeredgecolor="white", label="points")

@@ -73,7 +73,7 @@ def read_points(paths: Sequence[Path], options: Options) -> list[Point]:
     runs: list[Path] = []
     for path in map(Path, paths):
         if path.is_dir():
-            runs += _runs_of(path)
+            runs += _runs_of(path, options.unfinished)
         else:
             points += read_table(path, options)
     read = [_Run.read(run) for run in runs]
@@ -83,16 +83,17 @@ def read_points(paths: Sequence[Path], options: Options) -> list[Point]:
     return points
 
 
-def _runs_of(folder: Path) -> list[Path]:
-    """The folder itself, the runs of the ladder that it holds, or those right below it."""
+def _runs_of(folder: Path, unfinished: bool) -> list[Path]:
+    """The folder itself, the runs of the ladder that it holds (where ``unfinished``: that began), or those below it."""
     if (folder / METRICS).is_file():
         return [folder]
     if (folder / LADDER).is_file():
         runs = [Path(rung["run"]) for rung in read_json(folder / LADDER)["rungs"]]
-        missing = next((run for run in runs if not (run / METRICS).is_file()), None)
-        if missing is not None:
-            raise InputError(missing, "this rung has not been trained", "train it, or name the runs that there are")
-        return runs
+        begun = [run for run in runs if (run / METRICS).is_file()]
+        missing = next((run for run in runs if run not in begun), None)
+        if missing is not None and not (unfinished and begun):
+            raise InputError(missing, "this rung has not been trained", "train it, or do without it: --unfinished")
+        return begun
     below = sorted(path.parent for path in folder.glob(f"*/{METRICS}"))
     if not below:
         raise InputError(folder, f"holds no run: no {METRICS} in it or right below it", "name run folders or a table")

@@ -32,7 +32,10 @@ def read_table(path: Path, options: Options) -> list[Point]:
     if heading is None:
         raise InputError(path, "is empty", "write a line of headings, such as parameters,tokens,loss, and the points")
     separator = max(",;\t", key=lines[heading].count)
-    rows = list(csv.reader(lines[heading:], delimiter=separator, skipinitialspace=True))
+    try:
+        rows = list(csv.reader(lines[heading:], delimiter=separator, skipinitialspace=True))
+    except csv.Error as error:
+        raise InputError(path, f"is no table ({error})", "save it as text with separated cells") from None
     headings = [cell.strip() for cell in rows[0]]
     columns = _columns(path, headings, options)
     losses = _loss_columns(path, headings, options.loss_columns)

@@ -134,6 +134,9 @@ def test_an_unfinished_run_is_named_with_its_tokens_or_taken_as_it_is(bare_recip
     measured = half // 20 * 20
     assert point.tokens == measured * 512 and point.losses["loss"] == pytest.approx(6 - measured / 1000)
     assert point.learning_rate_left == 1.0
+    rungs = [{"run": str(tmp_path / name)} for name in ("run", "not_begun")]
+    (tmp_path / "ladder.json").write_text(json.dumps({"rungs": rungs}))
+    assert read_points([tmp_path], Options(unfinished=True)) == [point]
 
 
 def test_folders_without_runs_are_one_line(tmp_path):
@@ -141,7 +144,7 @@ def test_folders_without_runs_are_one_line(tmp_path):
         read_points([tmp_path], Options())
     (tmp_path / "ladder.json").write_text(json.dumps({"rungs": [{"run": str(tmp_path / "runs" / "20M_20x")}]}))
     with pytest.raises(InputError, match="20M_20x: this rung has not been trained; train it"):
-        read_points([tmp_path], Options())
+        read_points([tmp_path], Options(unfinished=True))
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "metrics.jsonl").write_text("")
     with pytest.raises(InputError, match="recipe.yaml: no such file"):
