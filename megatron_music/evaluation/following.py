@@ -6,7 +6,8 @@ text and behind the other's. Documents that are longer than the context are cut 
 windows know only the texts that stand in them. Text-prepend models stop following after about 3,000 audio tokens of a
 song (deck, lessons); that is why the rise is told by position in the song's audio.
 
-Documents of the same words (takes of one song) are one song: they never exchange texts, and intervals are over songs.
+Documents of the same lines (takes of one song, whatever their tags and sections) are one song: they never exchange
+texts, and intervals are over songs.
 """
 
 import re
@@ -31,7 +32,8 @@ if TYPE_CHECKING:
 
 POSITION_EDGES = (0, 256, 1000, 3000, 6000)
 """Positions in a song's audio, in audio ids, at which ranges begin."""
-_TAGS = re.compile(r"\[Genre\][^\n]*")
+_NO_WORDS = re.compile(r"\[Genre\][^\n]*|\[[^\]\n]*\]")
+"""Tags, and labels such as ``[verse]``."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,7 @@ class TextDocument:
     Attributes:
         runs_N: for each id the number of the text run that it stands in, or -1: only runs before some audio count.
         texts: the ids of each run; the first holds the header, where there is one.
-        song: number of the song whose words it has.
+        song: number of the song whose lines it has.
     """
 
     number: int
@@ -177,8 +179,9 @@ def take_apart(folder: ModelFolder, source: IndexedSource, numbers: Sequence[int
         begins = is_text & ~np.concatenate([[False], is_text[:-1]])
         runs_N = np.where(is_text, np.cumsum(begins) - 1, -1)
         texts = [ids[runs_N == run] for run in range(int(begins.sum()))]
-        words = _TAGS.sub("", tokenizer.decode([int(id) for text in texts for id in text]))
-        song = songs.setdefault(words, len(songs))
+        text = tokenizer.decode([int(id) for text in texts for id in text])
+        lines = frozenset(line.strip() for line in _NO_WORDS.sub("\n", text).splitlines())
+        song = songs.setdefault(lines, len(songs))
         found.append(TextDocument(number, ids, kinds, runs_N, texts, song))
     return found
 

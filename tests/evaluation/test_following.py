@@ -104,13 +104,13 @@ def test_the_rise_is_that_of_the_document_with_the_others_texts(write_songs):
 
 def test_takes_of_one_song_do_not_exchange_texts(write_songs):
     folder, write = write_songs
-    takes = [(["[Genre] folk\nla", "sun"], 4), (["[Genre] rock loud\nla", "sun"], 6)]
+    takes = [(["[Genre] folk\nla", "[verse]\nsun\n\n"], 4), (["[Genre] rock loud\nla", "[intro]\n\n", "sun\nla"], 3)]
     found = text_following(folder, write(takes))
     assert (found.songs, found.rise()) == (1, None)
     assert found.as_dict() == {"documents": 2, "songs": 1}
     both = text_following(folder, write([*takes, (["[Genre] folk\nme", "sun"], 5)], "more"))
     assert both.songs == 2 and both.song_D.tolist() == [0, 0, 1]
-    assert both.tokens_DPK.sum() == 4 * (4 + 6 + 5)
+    assert both.tokens_DPK.sum() == 2 * (2 * 4 + 3 * 3 + 2 * 5)
 
 
 def test_texts_are_exchanged_run_by_run():
