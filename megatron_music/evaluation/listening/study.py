@@ -130,6 +130,9 @@ def open_study(
                              "name two folders of songs or more")  # fmt: skip
         if folder.is_dir() and (others := {path.name for path in folder.glob("[!.]*")} - {CLIPS}):
             raise InputError(folder, f"holds no {STUDY} but {sorted(others)[0]}", "name a new folder")
+        for path in named.values():
+            if folder.resolve().is_relative_to(path):
+                raise InputError(folder, f"lies in {path}, whose songs are heard", "name another folder with --out")
         songs = {name: _songs(path) for name, path in named.items()}
         with workplace(folder):
             if not (folder / STUDY).exists():  # as it may since another server, started at the same time, made it

@@ -134,6 +134,8 @@ def test_a_test_goes_on_and_is_not_mixed_with_another(made, systems, tmp_path):
         with pytest.raises(InputError, match=line):
             open_study(tmp_path / "new", [systems / name for name in names])
         assert not (tmp_path / "new").exists()
+    with pytest.raises(InputError, match="test: lies in .*theirs, whose songs are heard; name another folder with"):
+        open_study(systems / "theirs" / "test", [systems / "ours", systems / "theirs"])
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter.txt").write_text("all of it")
     with pytest.raises(InputError, match="thesis: holds no study.json but chapter.txt; name a new folder"):
