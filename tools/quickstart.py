@@ -84,7 +84,7 @@ def main() -> None:
 
 def summarise(seconds: float, peak_bytes: int) -> dict:
     """What the run came to, from the files that its steps wrote."""
-    evaluation = json.loads((RUN / "evaluation.json").read_text())
+    evaluation = json.loads((RUN / "evaluation.json").read_text())["systems"][0]["model"]
     first = next(line for line in metrics("stage1") if "validation/loss" in line)
     manifest = (RUN / "songs" / "manifest.jsonl").read_text().splitlines()
     mix, sample_rate = soundfile.read(RUN / "song" / "mix.wav")

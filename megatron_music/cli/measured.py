@@ -21,24 +21,38 @@ app.add_typer(evaluate, name="evaluate")
 )
 def model(
     folder: Annotated[Path, typer.Argument(help="Exported stage-1 model.")],
-    train: Annotated[Path, typer.Argument(help="Source that the bigram is fitted on.")],
+    train: Annotated[Path, typer.Argument(help="Source that it was trained on; the bigram is fitted on it.")],
     held_out: Annotated[Path, typer.Argument(help="Source of held-out songs.")],
     positions: Annotated[int, typer.Option(min=1, help="Audio positions sampled freely.")] = 2000,
     seed: Annotated[int, typer.Option(help="Seed of the samples.")] = 0,
     reference: Annotated[
         Path | None, typer.Option(help="Source of ICL documents: is the reference copied?", show_default="none")
     ] = None,
+    trained_on: Annotated[
+        list[Path] | None, typer.Option(help="Another source that it was trained on, to look for copies.")
+    ] = None,
+    index: Annotated[
+        Path | None, typer.Option(help="Index of the training sources, built if missing.", show_default="TRAIN.copies")
+    ] = None,
+    songs: Annotated[list[Path] | None, typer.Option(help="Songs of `generate`: what do they copy?")] = None,
+    probes: Annotated[
+        Path | None, typer.Option(help="CSV or JSON lines of labelled clips: what do the layers know?")
+    ] = None,
+    codec_weights: Annotated[str | None, typer.Option(help="The codec's weights.", show_default="the model's")] = None,
+    device: Annotated[str, typer.Option(help="A torch device.")] = "cpu",
     out: Annotated[Path | None, typer.Option(help="JSON file to write.", show_default="print")] = None,
 ) -> None:
-    """Measure a model: losses beside a bigram's and behind other songs' texts, validity and variety of samples."""
-    from megatron_music.evaluation.model import evaluate_model
-    from megatron_music.files import write_json
+    """Measure a model: losses, validity, variety and copies in free samples, and what its layers know of clips."""
+    from megatron_music.evaluation.model_evaluation import ModelRequest, model_evaluation
 
-    measured = evaluate_model(folder, train, held_out, positions, seed, reference)
+    request = ModelRequest(
+        train, held_out, trained_on or (), reference, index, songs or (), probes, codec_weights, device, positions, seed
+    )
+    found = model_evaluation(folder, request)
     if out is None:
-        typer.echo(json.dumps(measured, indent=2))
+        typer.echo(json.dumps(found.model_dump(mode="json"), indent=2))
     else:
-        write_json(out, measured)
+        found.write(out)
 
 
 @evaluate.command(epilog="Example: megatron-music evaluate report songs/evaluation.json listening --out report")

@@ -19,6 +19,9 @@ from megatron_music.evaluation.copying import reference_copying
 from megatron_music.evaluation.following import POSITION_EDGES, Following, of_songs, text_following
 from megatron_music.evaluation.intervals import mean_interval
 from megatron_music.evaluation.loss import check_vocabulary, held_out_loss
+from megatron_music.evaluation.memorisation.index import CopyIndex
+from megatron_music.evaluation.memorisation.measure import memorisation
+from megatron_music.evaluation.memorisation.samples import tracks_of_spans
 from megatron_music.evaluation.order import order_rise
 from megatron_music.evaluation.validity import (
     invalid_by_position,
@@ -73,6 +76,10 @@ def evaluate_model(
     positions: int = 2000,
     seed: int = 0,
     reference: str | Path | None = None,
+    *,
+    index: CopyIndex | None = None,
+    codec_weights: str | None = None,
+    device: str = "cpu",
 ) -> dict[str, Any]:
     """Measures a stage-1 model on lyrics-to-song sources.
 
@@ -82,6 +89,8 @@ def evaluate_model(
         held_out: source of songs that neither has seen.
         positions: audio positions sampled without any constraint, from the openings of the held-out documents.
         reference: source of in-context-learning documents, best of held-out songs.
+        index: of all that the model was trained on: do its free samples copy any of it?
+        codec_weights, device: see ``Effort``.
 
     Returns:
         ``audio_loss``, ``bigram_loss`` (nats an audio token of the held-out songs), ``losses`` by kind,
@@ -89,9 +98,10 @@ def evaluate_model(
     """
     folder = ModelFolder.open(model)
     codec = AudioGrammar(folder.vocabulary).codec
-    losses = held_out_loss(model, held_out)
+    effort = Effort(positions=positions, seed=seed, codec_weights=codec_weights, device=device)
+    losses = held_out_loss(model, held_out, **effort.network)
     bigram = fit_bigram([train], codec)
-    found = measure(model, held_out, bigram, reference, Effort(positions=positions, seed=seed))
+    found = measure(model, held_out, bigram, reference, effort, index)
     held_out_source = IndexedSource(held_out)
     documents = (held_out_source.document(index) for index in range(len(held_out_source)))
     return {
@@ -109,6 +119,7 @@ def measure(
     bigram: InterpolatedBigram | None,
     reference: str | Path | None,
     effort: Effort = Effort(),  # noqa: B008
+    index: CopyIndex | None = None,
 ) -> dict[str, Any]:
     """What samples of the model and of held-out songs tell.
 
@@ -124,7 +135,7 @@ def measure(
     folder, source = ModelFolder.open(model), IndexedSource(held_out)
     check_vocabulary(folder, source)
     missing: list[dict[str, str]] = []
-    found = _of_free_samples(folder, source, effort, missing)
+    found = _of_free_samples(folder, source, effort, index, missing)
     following = text_following(
         model, held_out, documents=effort.documents, pairings=effort.pairings, seed=effort.seed, **effort.network
     )
@@ -144,9 +155,13 @@ def measure(
 
 
 def _of_free_samples(
-    folder: ModelFolder, source: IndexedSource, effort: Effort, missing: list[dict[str, str]]
+    folder: ModelFolder,
+    source: IndexedSource,
+    effort: Effort,
+    index: CopyIndex | None,
+    missing: list[dict[str, str]],
 ) -> dict[str, Any]:
-    """Invalid ids, repetition and silence of what the model writes behind held-out openings."""
+    """Invalid ids, repetition, silence and copies in what the model writes behind held-out openings."""
     grammar = AudioGrammar(folder.vocabulary, tracks=tracks_of(source))
     opened = openings(source, grammar, seed=effort.seed)
     prompts = [prompt for prompt, _ in opened]
@@ -166,7 +181,15 @@ def _of_free_samples(
         why = f"which codes of {grammar.codec.name} are silence is told by its weights"
         missing.append({"measure": "silence", "why": why, "how": "name them with --codec-weights"})
     pairs = _tracks(validity, [true for _, true in opened], grammar)
-    return found | _or_missing("variety", missing, lambda: _variety(pairs, silent))
+    found |= _or_missing("variety", missing, lambda: _variety(pairs, silent))
+    if index is None:
+        return found
+    samples = tracks_of_spans([span.ids for span in validity.spans], grammar)
+    return found | _or_missing(
+        "memorisation",
+        missing,
+        lambda: memorisation(index, grammar.codec, samples, source.prefix, effort.seed),
+    )
 
 
 def _variety(pairs: list[tuple[np.ndarray, np.ndarray]], silent: frozenset[int] | None) -> dict[str, Any]:

@@ -31,13 +31,22 @@ MEASURES = {
         title="samples that copy training songs to 80%", better="lower", note=f"{_NOTE} At least 80% of tokens match."
     ),
     "memorised_longest": Measure(
-        title="longest exact copy of a training song",
+        title="longest exact copy in samples",
         unit="tokens of a track",
         better="lower",
         note="The longest run of tokens of any sample's track that stands in the training corpus.",
     ),
 }
+_SONGS = "Of songs that `generate` wrote, in place of free samples: "
 register(**MEASURES)
+register(
+    **{
+        f"songs_{name}": measure.model_copy(
+            update={"title": measure.title.replace("samples", "generated songs"), "note": _SONGS + measure.note}
+        )
+        for name, measure in MEASURES.items()
+    }
+)
 
 
 def memorisation(

@@ -24,7 +24,8 @@ WINDOW_FRAMES = 250
 NEAR = 0.8
 """Share of a window's tokens that make it a near copy."""
 LEAST_DISTINCT = 0.1
-"""Least share of distinct codes in a window that is judged, as of ICL references (documents/reference.py)."""
+"""Least distinct codes in a window that is judged, as a share of its tokens, or of the codebook where that is smaller;
+ICL references have the same limit (documents/reference.py)."""
 _BLOCK = 32
 _ROWS_AT_ONCE = 2048
 _OUTSIDE = -2
@@ -66,7 +67,7 @@ def find_copies(index: CopyIndex, codes_T: np.ndarray, window: int = WINDOW_FRAM
     order = np.lexsort((seeds.sample_S, diagonal_S))
     sample_S, diagonal_S = seeds.sample_S[order], diagonal_S[order]
     begin, length, diagonal = _longest_run(index, codes_T, sample_S, diagonal_S)
-    judged_W = _distinct(codes_T, window) >= LEAST_DISTINCT * window
+    judged_W = _distinct(codes_T, window) >= LEAST_DISTINCT * min(window, index.codec["codebook_size"])
     matches_W = _most_matches(index, codes_T, sample_S, diagonal_S, window)
     matches_W[~judged_W] = 0
     return Copies(
