@@ -1,5 +1,6 @@
 """Writing a report: a folder that stands on its own, with the page, its tables, the songs to hear and the JSON."""
 
+import json
 import re
 import shutil
 from collections import Counter
@@ -32,6 +33,8 @@ PLAYERS = 20
 VOCAL_RANGE = "vocal_range"
 MOST_PROBLEMS = 200
 """Rows of problems on the page; ``songs.csv`` has all."""
+MOST_MODEL = 50_000
+"""Characters of what was found of a model; ``evaluation.json`` has all."""
 PLAYED = frozenset({".wav", ".flac", ".mp3", ".ogg", ".opus"})
 _TEMPLATE = Path(__file__).parent / "page" / "report.html"
 
@@ -140,6 +143,11 @@ def _page(evaluation: Evaluation, heard: dict[str, dict[str, Player]], name: str
         radars=[plot for plot in radars if plot],
         losses=losses(evaluation),
         losses_by_system={system.name: losses_of(system) for system in evaluation.systems if losses_of(system)},
+        models={
+            system.name: json.dumps(system.model, indent=1, ensure_ascii=False)[:MOST_MODEL]
+            for system in evaluation.systems
+            if system.model
+        },
         against=_against(evaluation),
         heard=heard,
         problems=problems[:MOST_PROBLEMS],

@@ -187,6 +187,7 @@ def test_the_page_shows_plots_players_and_tables(moved, evaluation, width, schem
         assert "gone.wav is not there any more" in songs and "no audio in junk.wav" in songs and "no audio" in songs
         assert "half of it is <b>silent</b>" in page.inner_text("#problems-table")
         assert "name their folder with --clap" in page.inner_text("#missing-table")
+        assert json.loads(page.text_content("#models ~ details pre")) == evaluation.systems[0].model
         assert dialogs == [] and said == []
         assert all(url.startswith(("data:image/svg+xml;base64,", moved.as_uri())) for url in asked)
 
