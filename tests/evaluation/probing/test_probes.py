@@ -220,9 +220,13 @@ def test_measures_are_known_answers():
     told = scores(task("tags", list("abcde")), many.astype("f4"), said)
     assert told == pytest.approx({"auc": roc_auc_score(many, said), "ap": average_precision_score(many, said)})
     hits = np.array([0] * 80 + [1] * 20)
-    low, high = interval(task("classes", ["a", "b"]), hits, np.tile([1, 0], (100, 1)), "accuracy")
-    # Normal: 0.8 -+ 1.96 sqrt(0.8 0.2 / 100).
-    assert (low, high) == pytest.approx((0.722, 0.878), abs=0.02)
+    ours = np.tile([1, 0], (100, 1))
+    # Wilson's of 80 of 100; of all keys right the draws have no spread, of 80 of 100 they are near the normal one.
+    assert interval(task("classes", ["a", "b"]), hits, ours, "accuracy") == pytest.approx((0.711, 0.867), abs=1e-3)
+    ours = np.eye(24)[[KEYS.index("C major")] * 100]
+    truth = np.where(hits, KEYS.index("F# minor"), KEYS.index("C major"))
+    assert interval(task("key", KEYS), truth, ours, "refined_accuracy") == pytest.approx((0.722, 0.878), abs=0.02)
+    assert interval(task("key", KEYS), truth[:80], ours[:80], "refined_accuracy") == (1, 1)
 
 
 def test_splits_in_which_nothing_can_be_measured_are_named(model, clips, tmp_path):
