@@ -183,8 +183,8 @@ def source_fingerprint(source: IndexedSource) -> str:
 def build_index(sources: Sequence[IndexedSource], codec: CodecRange, path: str | Path) -> None:
     """Reads the sources once and writes the file, whole or not at all; what a killed build left is overwritten.
 
-    Memory: a chunk of the sources, their longest document, and 1/256 of the entries (about 50 bytes each) while they are
-    sorted.
+    Memory: a chunk of the sources, their longest document, and, while they are sorted, 1/256 of the entries (50 bytes
+    each).
 
     Raises:
         InputError: a source holds codes of another codec.
