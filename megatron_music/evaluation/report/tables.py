@@ -82,8 +82,8 @@ def _cell(system: SystemResult, measure: str) -> Cell | None:
 
 
 def _with_best(cells: dict[str, Cell], measure: Measure) -> dict[str, Cell]:
-    if measure.better is None or len(cells) < 2:
-        return cells
+    if measure.better is None or len({cell.value for cell in cells.values()}) < 2:
+        return cells  # one system, or all alike
     best = (max if measure.better == "higher" else min)(cell.value for cell in cells.values())
     return {
         system: Cell(cell.value, cell.low, cell.high, cell.songs, cell.value == best) for system, cell in cells.items()

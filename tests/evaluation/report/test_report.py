@@ -120,6 +120,9 @@ def test_latex_parses_back_to_the_table(evaluation):
 def test_the_best_is_the_higher_or_the_lower(evaluation):
     best = {row.name: [system for system, cell in row.cells.items() if cell.best] for row in measure_rows(evaluation)}
     assert best["vocal_range"] == [EVIL] and best["frechet"] == [EVIL] and best["loudness"] == []
+    alike = [SystemResult(name=name, measures={"frechet": 2.0}) for name in "xy"]
+    (row,) = measure_rows(Evaluation(measures=MEASURES, systems=alike))
+    assert not any(cell.best for cell in row.cells.values())
 
 
 def test_plots_tell_their_numbers_in_words(evaluation):
