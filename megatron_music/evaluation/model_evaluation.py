@@ -36,14 +36,13 @@ MEASURES = {
         note="How much the loss of audio rises behind another song's lyrics and tags: 0 is a model that ignores them.",
     ),
     "reference_copied_excess": Measure(
-        title="copied of the reference",
+        title="copied of the reference, more than songs do",
         better="lower",
         note="Share of groups of 8 codes behind an ICL reference that stand in it, less that of the song itself.",
     ),
     "repeated_excess": Measure(
-        title="repeated groups of codes",
-        better="lower",
-        note="Share of groups of 4 codes of free samples that stood before, less that of held-out songs.",
+        title="repeated groups of codes, more than in songs",
+        note="Share of groups of 4 codes of free samples that stood before, less that of held-out songs: 0 is like them.",
     ),
 }
 register(**MEASURES)
