@@ -42,7 +42,7 @@ MEASURES = {
     ),
     "repeated_excess": Measure(
         title="repeated groups of codes, more than in songs",
-        note="Share of groups of 4 codes of free samples that stood before, less that of held-out songs: 0 is like them.",
+        note="Share of groups of 4 codes of free samples that stood before, less that of held-out songs (0: alike).",
     ),
 }
 register(**MEASURES)
