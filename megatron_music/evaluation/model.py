@@ -39,6 +39,9 @@ STAGE_1_AUDIO = (Kind.VOCAL, Kind.ACCOMPANIMENT, Kind.MIX, Kind.SPEECH)
 FAR_TOKENS = 3000
 """Audio tokens of a song behind which text-prepend models lose the lyrics (deck, lessons)."""
 
+MOST_OPENINGS = 256
+"""Held-out documents behind whose openings is sampled, each as often as needed."""
+
 
 @dataclass(frozen=True)
 class Effort:
@@ -163,7 +166,7 @@ def _of_free_samples(
 ) -> dict[str, Any]:
     """Invalid ids, repetition, silence and copies in what the model writes behind held-out openings."""
     grammar = AudioGrammar(folder.vocabulary, tracks=tracks_of(source))
-    opened = openings(source, grammar, seed=effort.seed)
+    opened = openings(source, grammar, MOST_OPENINGS, effort.seed)
     prompts = [prompt for prompt, _ in opened]
     validity = invalid_token_share(
         folder.path, prompts, effort.positions, effort.seed, tracks=grammar.period, **effort.network

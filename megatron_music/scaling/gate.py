@@ -24,8 +24,9 @@ from megatron_music.scaling.verdict import Report, decide
 from megatron_music.training.origin import read_origin
 from megatron_music.vocabulary.vocabulary import Vocabulary
 
-BIGRAM_TOKENS = 20_000_000
-"""Training tokens that the bigram is fitted on: 20 for each pair of 1,024 codes, and in memory within a second."""
+BIGRAM_TOKENS = 4_000_000
+"""Training tokens that the bigram is fitted on, drawn by document: 4 for each pair of 1,024 codes, and a minute or two
+of one core. With more it would guess a little better, so that what a model saves against it is told too high."""
 _AUDIO = ("vocal", "accompaniment", "mix", "speech")
 
 
