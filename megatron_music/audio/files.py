@@ -1,6 +1,7 @@
 """Reading, writing and resampling audio files."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -21,29 +22,45 @@ def read_audio(path: str | os.PathLike, sample_rate: int, mono: bool = True) -> 
         false.
 
     Raises:
+        InputError: as ``audio_blocks`` does.
+    """
+    # Channels are averaged on the way: eight of them for ten minutes would take a gigabyte.
+    blocks = [(block_SC.mean(axis=1)[:, None] if mono else block_SC, rate) for block_SC, rate in audio_blocks(path)]
+    samples_CS = resample(np.concatenate([block_SC for block_SC, _ in blocks]).T, blocks[0][1], sample_rate)
+    return samples_CS[0] if mono else samples_CS
+
+
+def audio_blocks(path: str | os.PathLike, block_s: float = 10.0) -> Iterator[tuple[np.ndarray, int]]:
+    """Yields an audio file in blocks, float32 (samples, channels) with full scale = 1, each with the sample rate.
+
+    All blocks but the last have ``round(block_s * rate)`` samples.
+
+    Raises:
         InputError: the file is missing, is not audio, ends before what its header announces, holds no samples, or
-            holds samples that are not numbers.
+            holds samples that are not numbers; perhaps behind some blocks.
     """
     path = Path(path)
     if not path.is_file():
         raise InputError(path, "is a folder" if path.is_dir() else "no such file", "check the path")
+    read_frames = 0
     try:
         with soundfile.SoundFile(path) as file:
-            announced_frames, file_rate = file.frames, file.samplerate
-            samples_SC = file.read(dtype="float32", always_2d=True)
+            announced_frames, frames = file.frames, max(1, round(block_s * file.samplerate))
+            while len(block_SC := file.read(frames, dtype="float32", always_2d=True)):
+                if not np.isfinite(block_SC).all():
+                    raise InputError(path, "holds samples that are not finite numbers", "export the file again")
+                read_frames += len(block_SC)
+                yield block_SC, file.samplerate
+    except InputError:
+        raise
     except (soundfile.LibsndfileError, OSError, ValueError, RuntimeError) as error:
         reason = getattr(error, "error_string", None) or error
         raise InputError(path, f"can't be read as audio ({reason})", "use wav, flac, ogg or mp3") from None
-    if len(samples_SC) == 0:
+    if read_frames == 0:
         raise InputError(path, "holds no samples", "leave the file out or replace it")
-    if len(samples_SC) < announced_frames:
-        found = f"ends after {len(samples_SC)} of the {announced_frames} samples that it announces"
+    if read_frames < announced_frames:
+        found = f"ends after {read_frames} of the {announced_frames} samples that it announces"
         raise InputError(path, found, "copy or export the file again")
-    if not np.isfinite(samples_SC).all():
-        raise InputError(path, "holds samples that are not finite numbers", "export the file again")
-    samples_CS = samples_SC.mean(axis=1)[None] if mono else samples_SC.T
-    samples_CS = resample(samples_CS, file_rate, sample_rate)
-    return samples_CS[0] if mono else samples_CS
 
 
 def announced_seconds(path: str | os.PathLike) -> float:

@@ -16,23 +16,44 @@ def integrated_loudness(samples: np.ndarray, sample_rate: int) -> float:
 
     Channels count alike, as left and right do. Audio of less than a block (0.4 s) is measured as one block.
     """
-    channels_CS = np.atleast_2d(np.asarray(samples, dtype=np.float64))
-    weighted_CS = channels_CS
-    for b, a in k_weighting(sample_rate):
-        weighted_CS = lfilter(b, a, weighted_CS, axis=-1)
-    power_S = np.square(weighted_CS).sum(axis=0)
-    block, step = round(BLOCK_S * sample_rate), round(STEP_S * sample_rate)
-    sums = np.concatenate([[0.0], np.cumsum(power_S)])
-    if len(power_S) < block:
-        powers = sums[-1:] / max(1, len(power_S))
-    else:
-        starts = np.arange(0, len(power_S) - block + 1, step)
-        powers = (sums[starts + block] - sums[starts]) / block
-    powers = powers[powers > _power(ABSOLUTE_GATE_LUFS)]
-    if not len(powers):
-        return -np.inf
-    powers = powers[powers > powers.mean() * 10 ** (RELATIVE_GATE_LU / 10)]
-    return float(_lufs(powers.mean()))
+    meter = LoudnessMeter(sample_rate)
+    meter.add(np.atleast_2d(samples))
+    return meter.lufs()
+
+
+class LoudnessMeter:
+    """``integrated_loudness`` of audio that comes piece by piece."""
+
+    def __init__(self, sample_rate: int):
+        self._filters = k_weighting(sample_rate)
+        self._states: list[np.ndarray] | None = None
+        self._block, self._step = round(BLOCK_S * sample_rate), round(STEP_S * sample_rate)
+        self._waiting = np.zeros(0)  # squares, summed over channels, of samples that a coming block takes
+        self._powers: list[np.ndarray] = []
+
+    def add(self, samples_CS: np.ndarray) -> None:
+        """The next samples, (channels, samples)."""
+        weighted_CS = np.asarray(samples_CS, dtype=np.float64)
+        if self._states is None:
+            self._states = [np.zeros((len(weighted_CS), len(a) - 1)) for _, a in self._filters]
+        for index, (b, a) in enumerate(self._filters):
+            weighted_CS, self._states[index] = lfilter(b, a, weighted_CS, axis=-1, zi=self._states[index])
+        self._waiting = np.concatenate([self._waiting, np.square(weighted_CS).sum(axis=0)])
+        starts = np.arange(0, len(self._waiting) - self._block + 1, self._step)
+        if len(starts):
+            sums = np.concatenate([[0.0], np.cumsum(self._waiting)])
+            self._powers.append((sums[starts + self._block] - sums[starts]) / self._block)
+            self._waiting = self._waiting[starts[-1] + self._step :]
+
+    def lufs(self) -> float:
+        """Loudness of all so far; minus infinity for silence."""
+        only = [self._waiting.sum() / max(1, len(self._waiting))]
+        powers = np.concatenate(self._powers) if self._powers else np.array(only)
+        powers = powers[powers > _power(ABSOLUTE_GATE_LUFS)]
+        if not len(powers):
+            return -np.inf
+        powers = powers[powers > powers.mean() * 10 ** (RELATIVE_GATE_LU / 10)]
+        return float(_lufs(powers.mean()))
 
 
 def k_weighting(sample_rate: int) -> list[tuple[np.ndarray, np.ndarray]]:

@@ -55,6 +55,36 @@ def model(
         found.write(out)
 
 
+@evaluate.command(epilog="Example: megatron-music evaluate songs runs/a/songs runs/b/songs --out evaluation")
+def songs(
+    folders: Annotated[list[Path], typer.Argument(help="Folders of songs or of f0 files, one a system.")],
+    out: Annotated[Path, typer.Option(help="Folder to write.")],
+    plain: Annotated[str, typer.Option(help="What audio files hold whose names tell no track: mix or vocals.")] = "mix",
+    recogniser: Annotated[
+        str | None, typer.Option(help="Speech recogniser: folder of a Whisper for CTranslate2, .nemo file, hub name.")
+    ] = None,
+    language: Annotated[str | None, typer.Option(help="Of the lyrics, such as en.", show_default="each song's")] = None,
+    embedding: Annotated[
+        str | None, typer.Option(help="Embedding model of transformers, such as CLAP: folder or hub name.")
+    ] = None,
+    classifier: Annotated[
+        str | None, typer.Option(help="Audio classifier of transformers for the KL divergence: folder or hub name.")
+    ] = None,
+    reference: Annotated[Path | None, typer.Option(help="Folder of songs to compare sets with.")] = None,
+    scores: Annotated[Path | None, typer.Option(help="CSV of scores that other programs gave.")] = None,
+    device: Annotated[str, typer.Option(help="Of networks.")] = "cpu",
+    processes: Annotated[int | None, typer.Option(min=1, help="Songs at once.", show_default="all cores")] = None,
+) -> None:
+    """Measure songs of one system or several: vocal range, structure, levels, lyrics, distances; JSON and a page."""
+    from megatron_music.evaluation.songs.evaluate import Options, evaluate_songs, refuse_unreadable, summary
+    from megatron_music.evaluation.songs.networks import Named
+
+    named = Named(recogniser, language, embedding, classifier, reference, device)
+    evaluation = evaluate_songs(folders, out, Options(plain, named, scores, processes))
+    typer.echo(summary(evaluation))
+    refuse_unreadable(evaluation)
+
+
 @evaluate.command(epilog="Example: megatron-music evaluate report songs/evaluation.json listening --out report")
 def report(
     evaluations: Annotated[list[Path], typer.Argument(help="Files that `evaluate` wrote, or folders with one.")],

@@ -63,7 +63,7 @@ _THREADS, _BATCH = 16, 1024
 
 
 @dataclass(frozen=True)
-class _File:
+class SongFile:
     """A file and what it is of which song: a track's name or one of ``_SIDECARS``; paths relative to the folder."""
 
     id: str
@@ -158,7 +158,9 @@ def files_by_song(folder: str | Path) -> dict[str, dict[str, Path]]:
     return songs
 
 
-def _songs(files: list[_File], make: Any, summary: FolderSummary, rejects: list[Reject], out: Path) -> Iterator[Song]:
+def _songs(
+    files: list[SongFile], make: Any, summary: FolderSummary, rejects: list[Reject], out: Path
+) -> Iterator[Song]:
     """Songs one by one; writes the rejects before it ends, so that where a manifest is, the rejects are too."""
     ids = sum(1 for _ in groupby(files, key=lambda file: file.id))
     groups = (list(group) for _, group in groupby(files, key=lambda file: file.id))
@@ -183,12 +185,12 @@ def _songs(files: list[_File], make: Any, summary: FolderSummary, rejects: list[
         raise InputError(out, f"there is no song for a manifest{why}", "name a folder with wav, flac, ogg or mp3 files")
 
 
-def _in_batches(pool: ThreadPoolExecutor, make: Any, groups: Iterator[list[_File]]) -> Iterator[list]:
+def _in_batches(pool: ThreadPoolExecutor, make: Any, groups: Iterator[list[SongFile]]) -> Iterator[list]:
     while batch := list(islice(groups, _BATCH)):
         yield from pool.map(make, batch)
 
 
-def _files(folder: Path, out: Path | None, summary: FolderSummary, rejects: list[Reject]) -> Iterator[_File]:
+def _files(folder: Path, out: Path | None, summary: FolderSummary, rejects: list[Reject]) -> Iterator[SongFile]:
     """All files that belong to a song, those in ``out`` left out; folders that can't be read become rejects."""
 
     def unreadable(error: OSError) -> None:
@@ -200,7 +202,7 @@ def _files(folder: Path, out: Path | None, summary: FolderSummary, rejects: list
         place = os.path.relpath(parent, folder)
         stems = {os.path.splitext(name)[0].lower() for name in names if _suffix(name) in AUDIO_SUFFIXES}
         for name in names:
-            file = None if name[0] == "." else _file("" if place == "." else place, name, stems)
+            file = None if name[0] == "." else song_file("" if place == "." else place, name, stems)
             if file and file.role == "further":
                 summary.further_stems += 1
             elif file:
@@ -216,27 +218,27 @@ def _rank(path: str) -> tuple[int, str]:
     return AUDIO_SUFFIXES.index(suffix) if suffix in AUDIO_SUFFIXES else 0, path
 
 
-def _file(place: str, name: str, stems_here: set[str]) -> _File | None:
+def song_file(place: str, name: str, stems_here: set[str]) -> SongFile | None:
     """What a file is, by its name; None where it is nothing that this reads."""
     path = os.path.join(place, name)
     if place and name.lower() in _FOLDER_SIDECARS:
-        return _File(place, _FOLDER_SIDECARS[name.lower()], path)
+        return SongFile(place, _FOLDER_SIDECARS[name.lower()], path)
     for suffix in _SIDECARS:
         if name.lower().endswith(suffix):
-            return _File(os.path.join(place, name[: -len(suffix)]), suffix, path)
+            return SongFile(os.path.join(place, name[: -len(suffix)]), suffix, path)
     if _suffix(name) not in AUDIO_SUFFIXES:
         return None
     stem = os.path.splitext(name)[0]
     song, dot, last = stem.rpartition(".")
     if last.lower() in FURTHER_STEMS and f"{song}{dot}vocals".lower() in stems_here:
-        return _File("", "further", path)
+        return SongFile("", "further", path)
     if last.lower() in TRACK_NAMES and (dot or place):
-        return _File(os.path.join(place, song) if dot else place, TRACK_NAMES[last.lower()], path)
-    return _File(os.path.join(place, stem), "mix", path)
+        return SongFile(os.path.join(place, song) if dot else place, TRACK_NAMES[last.lower()], path)
+    return SongFile(os.path.join(place, stem), "mix", path)
 
 
 def _made(
-    files: list[_File], folder: Path, speech: bool, language: str | None, defaults: dict[str, str]
+    files: list[SongFile], folder: Path, speech: bool, language: str | None, defaults: dict[str, str]
 ) -> list[Song | Reject | None]:
     """The song of files with one id, or None; and rejects."""
     audio: dict[str, str] = {}

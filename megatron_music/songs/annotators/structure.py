@@ -42,10 +42,12 @@ class Features:
     Attributes:
         sound_TD: chroma and timbre, less their mean over the song, in units of their deviation.
         level_T: power, full scale = 1.
+        chroma_TC: how strong each of the 12 pitch classes is, from C on, with an Euclidean length of 1.
     """
 
     sound_TD: np.ndarray
     level_T: np.ndarray
+    chroma_TC: np.ndarray
 
 
 class Structure:
@@ -125,13 +127,13 @@ def block_features(samples: np.ndarray) -> Features:
         chroma.append(np.log1p(100 * mean_TF) @ chroma_weights.T)
         bands = np.log(mean_TF @ mel_weights.T + 1e-5)
         timbre.append(scipy.fft.dct(bands, axis=1, norm="ortho")[:, 1 : TIMBRE_COEFFICIENTS + 1])
-    chroma_TD = np.concatenate(chroma)
-    chroma_TD /= np.linalg.norm(chroma_TD, axis=1, keepdims=True) + 1e-6
+    chroma_TC = np.concatenate(chroma)
+    chroma_TC /= np.linalg.norm(chroma_TC, axis=1, keepdims=True) + 1e-6
     # Chroma and timbre count the same, whatever their units.
-    sound_TD = np.concatenate([_standardised(chroma_TD), _standardised(np.concatenate(timbre))], axis=1)
+    sound_TD = np.concatenate([_standardised(chroma_TC), _standardised(np.concatenate(timbre))], axis=1)
     starts = np.arange(0, len(samples), BLOCK_FRAMES * HOP)
     level_T = np.add.reduceat(samples.astype(np.float64) ** 2, starts) / np.diff([*starts, len(samples)])
-    return Features(sound_TD, level_T)
+    return Features(sound_TD, level_T, chroma_TC)
 
 
 def _standardised(features_TD: np.ndarray) -> np.ndarray:
@@ -199,12 +201,12 @@ def same_parts(features: Features, edges: list[int]) -> np.ndarray:
     sections = [features.sound_TD[start:end] for start, end in pairwise(edges)]
     if len(sections) == 1:
         return np.zeros(1, int)
-    distances = [1 - _likeness(a, b) for i, a in enumerate(sections) for b in sections[i + 1 :]]
+    distances = [1 - likeness(a, b) for i, a in enumerate(sections) for b in sections[i + 1 :]]
     tree = scipy.cluster.hierarchy.linkage(np.maximum(distances, 0), "average")
     return scipy.cluster.hierarchy.fcluster(tree, 1 - SAME_PART, "distance")
 
 
-def _likeness(first_TD: np.ndarray, second_TD: np.ndarray) -> float:
+def likeness(first_TD: np.ndarray, second_TD: np.ndarray) -> float:
     """Highest correlation over shifts of up to 2 s, where at least three quarters of the shorter section overlap."""
     best = -1.0
     least = 0.75 * min(len(first_TD), len(second_TD))

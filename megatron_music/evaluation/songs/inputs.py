@@ -1,0 +1,228 @@
+"""The songs of a system: a folder that `generate` wrote, one of recordings, or one of f0 files.
+
+Files belong together by the names that `manifest` knows (``songs/folder``): ``song/mix.wav`` and ``song/vocals.wav``,
+or ``song.mp3`` and ``song.vocals.mp3``. A folder with such a track directly in it is one song. The vocal's f0 stands in
+``song.f0``, ``song.f0.txt`` or ``song/f0.txt``; in a folder without any audio every ``.txt`` and ``.csv`` is one.
+"""
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from megatron_music.corpus import fingerprint
+from megatron_music.errors import InputError
+from megatron_music.files import read_json, read_text
+from megatron_music.songs.folder import AUDIO_SUFFIXES, TRACK_NAMES, song_file
+from megatron_music.songs.lyrics import plain_label, read_sections
+from megatron_music.songs.manifest import LYRICS, SEGMENTS
+
+F0 = "f0"
+_F0_SUFFIXES = (".f0", ".f0.txt", ".f0.csv")
+_PLAIN_F0_SUFFIXES = (".txt", ".csv")
+_SIDECARS = (".json", ".lrc", ".txt", ".tags.txt")
+
+
+@dataclass(frozen=True)
+class SongFiles:
+    """The files of one song.
+
+    Attributes:
+        name: its path below the folder, without suffix.
+        tracks: absolute paths by ``mix``, ``vocals``, ``accompaniment`` and ``f0``.
+        sidecars: absolute paths of texts beside it by their suffix: ``.json``, ``.lrc``, ``.txt``, ``.tags.txt``.
+        problems: files that were passed over, and why.
+    """
+
+    name: str
+    folder: Path
+    tracks: dict[str, Path]
+    sidecars: dict[str, Path] = field(default_factory=dict)
+    problems: tuple[str, ...] = ()
+
+    @property
+    def file(self) -> str:
+        """What to play or look at first, relative to the folder."""
+        first = next(self.tracks[track] for track in ("mix", "vocals", "accompaniment", F0) if track in self.tracks)
+        return os.path.relpath(first, self.folder)
+
+    @property
+    def heard(self) -> Path | None:
+        """What a listener would hear: the mix, or the one track that there is."""
+        return next((self.tracks[track] for track in ("mix", "vocals", "accompaniment") if track in self.tracks), None)
+
+    def stamps(self) -> dict[str, Any]:
+        """Sizes and times of all files, by which a change is seen."""
+        return {str(path): fingerprint.of_stat(path) for path in [*self.tracks.values(), *self.sidecars.values()]}
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """A section of the song with its label, in seconds."""
+
+    label: str
+    start_s: float
+    end_s: float
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What the song was made from, as far as its files tell."""
+
+    lyrics: str = ""
+    tags: str = ""
+    language: str | None = None
+    sections: tuple[Labelled, ...] = ()
+
+
+def songs_in(folder: str | Path, plain: str = "mix") -> list[SongFiles]:
+    """The songs of a folder in the order of their names; hidden files and links to folders are passed over.
+
+    Args:
+        plain: the track that audio files hold whose names tell none, ``mix`` or ``vocals``.
+
+    Raises:
+        InputError: there is no such folder, or no song in it.
+    """
+    if plain not in ("mix", "vocals"):
+        raise InputError("plain", f"{plain!r} is no track", "name mix or vocals")
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise InputError(folder, "is a file" if folder.exists() else "no such folder", "name a folder of songs")
+    folder = folder.resolve()
+    listing = [
+        (Path(parent), [name for name in sorted(names) if name[0] != "."])
+        for parent, folders, names in os.walk(folder)
+        if not _drop_hidden(folders)
+    ]
+    any_audio = any(_suffix(name) in AUDIO_SUFFIXES for _, names in listing for name in names)
+    found: dict[str, list[tuple[str, Path]]] = {}
+    for parent, names in listing:
+        for name, role, path in _roles(folder, parent, names, any_audio):
+            found.setdefault(name, []).append((plain if role == "plain" else role, path))
+    songs = [song for name, files in sorted(found.items()) if (song := _song(name, folder, files))]
+    if not songs:
+        raise InputError(folder, "holds no songs", "name a folder with wav, flac, ogg, mp3 or f0 files")
+    return songs
+
+
+def read_prompt(song: SongFiles, duration_s: float) -> tuple[Prompt, list[str]]:
+    """Lyrics, tags, language and sections that stand beside a song, and what could not be read of them."""
+    problems: list[str] = []
+    content = _attempt(read_json, song.sidecars.get(".json"), problems) or {}
+    if not isinstance(content, dict):
+        problems.append(f"{song.sidecars['.json']}: does not hold a mapping of fields")
+        content = {}
+    text = _attempt(read_text, song.sidecars.get(".lrc") or song.sidecars.get(".txt"), problems)
+    request = content.get("request") if isinstance(content.get("request"), dict) else {}
+    segments = _segments(content)
+    lyrics = "\n".join(line.text for section in read_sections(text) for line in section.lines) if text else ""
+    if not lyrics:
+        # Of a song that was sung in part, only what was sung.
+        texts = [segment.get("text") for segment in segments] or request.get("lyrics") or [content.get("lyrics")]
+        sections = [section for one in texts if isinstance(one, str) for section in read_sections(one)]
+        lyrics = "\n".join(line.text for section in sections for line in section.lines)
+    tags = _attempt(read_text, song.sidecars.get(".tags.txt"), problems)
+    known = [tags, request.get("tags"), content.get("genres"), content.get("tags")]
+    language = content.get("language")
+    return Prompt(
+        lyrics=lyrics,
+        tags=next((" ".join(one.split()) for one in known if isinstance(one, str) and one.strip()), ""),
+        language=language if isinstance(language, str) else None,
+        sections=tuple(_sections(content, segments, duration_s)),
+    ), problems
+
+
+def _drop_hidden(folders: list[str]) -> None:
+    """Keeps ``os.walk`` out of hidden folders, and in order."""
+    folders[:] = sorted(name for name in folders if name[0] != ".")
+
+
+def _roles(folder: Path, parent: Path, names: list[str], any_audio: bool) -> list[tuple[str, str, Path]]:
+    """(song, role, path) of the files of one folder; the role ``plain`` is that of audio without a track's name."""
+    stems = {os.path.splitext(name)[0].lower() for name in names if _suffix(name) in AUDIO_SUFFIXES}
+    is_song = parent == folder and stems & TRACK_NAMES.keys()
+    place = folder.name if is_song else os.path.relpath(parent, folder).removeprefix(".")
+    roles = []
+    for name in names:
+        path, lower = parent / name, name.lower()
+        suffix = next((suffix for suffix in _F0_SUFFIXES if lower.endswith(suffix)), None)
+        if suffix is None and not any_audio and _suffix(name) in _PLAIN_F0_SUFFIXES:
+            suffix = _suffix(name)
+        if suffix or (place and os.path.splitext(lower)[0] == F0):
+            stem = name[: -len(suffix)] if suffix else F0
+            roles.append((place if place and stem.lower() == F0 else os.path.join(place, stem), F0, path))
+        elif (file := song_file(place, name, stems)) and file.role != "further":
+            stem = os.path.splitext(lower)[0]
+            named = stem in TRACK_NAMES or stem.rpartition(".")[2] in TRACK_NAMES
+            roles.append((file.id, "plain" if file.role == "mix" and not named else file.role, path))
+    return roles
+
+
+def _song(name: str, folder: Path, files: list[tuple[str, Path]]) -> SongFiles | None:
+    tracks: dict[str, Path] = {}
+    sidecars: dict[str, Path] = {}
+    problems = []
+    for role, path in sorted(files, key=lambda file: (_rank(file[1]), file[1])):
+        kept = sidecars if role in _SIDECARS else tracks
+        if role in kept:
+            problems.append(f"{path.name} is passed over: {kept[role].name} is the {role} too")
+        else:
+            kept[role] = path
+    return SongFiles(name.replace(os.sep, "/"), folder, tracks, sidecars, tuple(problems)) if tracks else None
+
+
+def _suffix(name: str) -> str:
+    return os.path.splitext(name)[1].lower()
+
+
+def _rank(path: Path) -> int:
+    suffix = path.suffix.lower()
+    return AUDIO_SUFFIXES.index(suffix) if suffix in AUDIO_SUFFIXES else 0
+
+
+def _attempt(read: Any, path: Path | None, problems: list[str]) -> Any:
+    if path is None:
+        return None
+    try:
+        return read(path)
+    except InputError as error:
+        problems.append(str(error))
+        return None
+
+
+def _segments(content: dict[str, Any]) -> list[dict[str, Any]]:
+    """Segments as `generate` or a manifest writes them: ``text`` and frames."""
+    lyrics = content.get(LYRICS)
+    found = content.get("segments") or (lyrics.get(SEGMENTS) if isinstance(lyrics, dict) else None)
+    if not isinstance(found, list):
+        return []
+    return [{"text": one.get("line_content"), **one} for one in found if isinstance(one, dict)]
+
+
+def _sections(content: dict[str, Any], segments: list[dict[str, Any]], duration_s: float) -> list[Labelled]:
+    """From a manifest's ``msa``, or from labels of segments and their shares of all frames."""
+    structure = content.get("msa")
+    if isinstance(structure, list):
+        spans = [(one.get("label"), one.get("start"), one.get("end")) for one in structure if isinstance(one, dict)]
+    else:
+        texts = [segment.get("text") for segment in segments]
+        labels = [read_sections(text)[0].label if isinstance(text, str) and text.strip() else "" for text in texts]
+        starts = [segment.get("start_frame", segment.get("codec_frame_start")) for segment in segments]
+        ends = [segment.get("end_frame", segment.get("codec_frame_end")) for segment in segments]
+        frames = content.get("frames") or max((end for end in ends if _is_time(end)), default=0)
+        scale = duration_s / frames if _is_time(frames) and frames > 0 else 0.0
+        spans = [
+            (label, start * scale, end * scale)
+            for label, start, end in zip(labels, starts, ends, strict=True)
+            if _is_time(start) and _is_time(end)
+        ]
+    return [
+        Labelled(plain_label(label), float(start), min(float(end), duration_s))
+        for label, start, end in spans
+        if isinstance(label, str) and label and _is_time(start) and _is_time(end) and start < min(end, duration_s)
+    ]
+
+
+def _is_time(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < float("inf")

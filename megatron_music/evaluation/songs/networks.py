@@ -1,0 +1,148 @@
+"""What needs a network: lyric errors, CLAP scores, and how far a system's songs lie from a reference set.
+
+Networks hear song after song in this process, and what each heard is kept in a file.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from megatron_music.audio.files import announced_seconds, read_audio
+from megatron_music.corpus import fingerprint
+from megatron_music.errors import InputError
+from megatron_music.evaluation.result import Missing
+from megatron_music.evaluation.songs import lyrics_error
+from megatron_music.evaluation.songs.embedding import AudioNetwork, frechet_distance, kl_divergence
+from megatron_music.evaluation.songs.inputs import SongFiles, read_prompt
+from megatron_music.evaluation.songs.lyrics_error import Recogniser, hear_words, load_recogniser
+from megatron_music.evaluation.songs.song import Found
+from megatron_music.files import atomic_path, read_json, write_json
+from megatron_music.progress import track
+
+EXAMPLES = {
+    "word_error": ("no speech recogniser was named", "--recogniser FOLDER of a Whisper for CTranslate2, or a hub name "
+                   "such as Systran/faster-whisper-large-v3 or nvidia/parakeet-tdt-0.6b-v3"),
+    "clap_score": ("no CLAP model was named", "--embedding FOLDER, or laion/larger_clap_music from the hub"),
+    "frechet_distance": ("it needs an embedding model and reference songs", "--embedding FOLDER --reference DIR"),
+    "kl_divergence": ("it needs an audio classifier and reference songs", "--classifier FOLDER, or "
+                      "MIT/ast-finetuned-audioset-10-10-0.4593 from the hub, and --reference DIR"),
+}  # fmt: skip
+"""Why a measure is missing where its option was not given, and the way to have it."""
+
+
+@dataclass(frozen=True)
+class Named:
+    """What the user named.
+
+    Attributes:
+        recogniser: see ``load_recogniser``.
+        language: of all lyrics; None takes each song's own, or leaves it to the recogniser.
+        embedding: a model of transformers, see ``AudioNetwork``.
+        classifier: an audio classifier of transformers.
+        reference: folder of songs that others are compared with.
+        device: a torch device.
+    """
+
+    recogniser: str | None = None
+    language: str | None = None
+    embedding: str | None = None
+    classifier: str | None = None
+    reference: Path | None = None
+    device: str = "cpu"
+
+
+class Networks:
+    """The networks that were named, loaded; raises InputError where one can't be."""
+
+    def __init__(self, named: Named, reference: list[SongFiles], store: Path):
+        self._named, self._reference, self._store = named, reference, store
+        self.recogniser: Recogniser | None = None
+        if named.recogniser is not None:
+            self.recogniser = load_recogniser(named.recogniser, named.device)
+        self.embedding = AudioNetwork(named.embedding, named.device) if named.embedding else None
+        self.classifier = AudioNetwork(named.classifier, named.device, classify=True) if named.classifier else None
+
+    def missing(self) -> Iterator[Missing]:
+        """Measures whose networks, or reference songs, were not named."""
+        there = {
+            "word_error": self.recogniser,
+            "clap_score": self.embedding and self.embedding.joint,
+            "frechet_distance": self.embedding and self._reference,
+            "kl_divergence": self.classifier and self._reference,
+        }
+        for name, (why, how) in EXAMPLES.items():
+            if not there[name]:
+                yield Missing(measure=name, why=why, how=how)
+
+    def hear_song(self, song: SongFiles, found: Found) -> None:
+        """Adds lyric errors and the CLAP score of a song whose audio can be read."""
+        if song.heard is None:
+            return
+        prompt, _ = read_prompt(song, announced_seconds(song.heard))
+        if self.recogniser and prompt.lyrics:
+            found.attempt("recogniser", lambda: self._lyrics(song, prompt.lyrics, prompt.language, found))
+        if self.embedding and self.embedding.joint and prompt.tags:
+            rows = found.attempt("embedding", lambda: self._rows(self.embedding, song.heard))
+            if rows is not None:
+                found.measures["clap_score"] = float(np.mean(rows @ self.embedding.read(prompt.tags)))
+
+    def distances(self, songs: list[SongFiles]) -> tuple[dict[str, float], list[Missing]]:
+        """Frechet distance and KL divergence of a system's songs from the reference set, and why one is missing."""
+        measures, missing = {}, []
+        for name, network, compare in (
+            ("frechet_distance", self.embedding, frechet_distance),
+            ("kl_divergence", self.classifier, kl_divergence),
+        ):
+            if network is None or not self._reference:
+                continue
+            rows = [self._all_rows(network, files) for files in (self._reference, songs)]
+            try:
+                if not all(map(len, rows)):
+                    raise ValueError("there is no song that can be read")
+                measures[name] = compare(*rows)
+            except ValueError as error:
+                missing.append(Missing(measure=name, why=str(error), how="name folders of more songs"))
+        return measures, missing
+
+    def _lyrics(self, song: SongFiles, lyrics: str, language: str | None, found: Found) -> None:
+        path = song.tracks.get("vocals", song.heard)
+        language = self._named.language or language
+        kept = self._kept(path, [self._named.recogniser, language], "json")
+        if kept.is_file():
+            transcript = read_json(kept)
+        else:
+            transcript = hear_words(self.recogniser, read_audio(path, lyrics_error.SAMPLE_RATE), language)
+            write_json(kept, transcript)
+        errors = lyrics_error.lyrics_error(lyrics, transcript)
+        if errors:
+            found.measures |= {"word_error": errors.word_error, "character_error": errors.character_error}
+            found.details |= {"lyrics": errors.windows, "transcript": errors.transcript}
+
+    def _all_rows(self, network: AudioNetwork, songs: list[SongFiles]) -> np.ndarray:
+        """Of all songs that can be read; the others' problems were told when they were measured."""
+        rows = []
+        for song in track(songs, f"hearing with {Path(network.weights).name}"):
+            try:
+                if song.heard:
+                    rows.append(self._rows(network, song.heard))
+            except InputError:
+                continue
+        return np.concatenate(rows) if rows else np.zeros((0, 1))
+
+    def _rows(self, network: AudioNetwork, path: Path) -> np.ndarray:
+        kept = self._kept(path, [network.weights, network.classes], "npy")
+        if not kept.is_file():
+            rows = network.hear(path)
+            with atomic_path(kept) as temporary:
+                np.save(temporary, rows)
+        return np.load(kept)
+
+    def _kept(self, path: Path, making: list[Any], suffix: str) -> Path:
+        """The file that keeps what a network heard, by the audio, the weights and the settings."""
+        weights = Path(making[0])
+        files = sorted(weights.rglob("*")) if weights.is_dir() else [weights]
+        stamps = [(str(file), fingerprint.of_stat(file)) for file in files if file.is_file()]
+        return self._store / f"{fingerprint.of_value([str(path), fingerprint.of_stat(path), making, stamps])}.{suffix}"
