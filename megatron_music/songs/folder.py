@@ -143,21 +143,6 @@ def manifest_of_folder(
     return summary
 
 
-def files_by_song(folder: str | Path) -> dict[str, dict[str, Path]]:
-    """The files of every song of a folder by what they are, as above: a track's name, or the suffix of a sidecar.
-
-    Songs come in the order of their ids. Raises InputError where there is no such folder.
-    """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise InputError(folder, "is no folder", "name a folder of songs")
-    found = sorted(_files(folder, None, FolderSummary(), []), key=lambda file: (file.id, file.role, _rank(file.path)))
-    songs: dict[str, dict[str, Path]] = {}
-    for file in found:
-        songs.setdefault(file.id, {}).setdefault(file.role, folder / file.path)
-    return songs
-
-
 def _songs(
     files: list[SongFile], make: Any, summary: FolderSummary, rejects: list[Reject], out: Path
 ) -> Iterator[Song]:
@@ -190,13 +175,13 @@ def _in_batches(pool: ThreadPoolExecutor, make: Any, groups: Iterator[list[SongF
         yield from pool.map(make, batch)
 
 
-def _files(folder: Path, out: Path | None, summary: FolderSummary, rejects: list[Reject]) -> Iterator[SongFile]:
-    """All files that belong to a song, those in ``out`` left out; folders that can't be read become rejects."""
+def _files(folder: Path, out: Path, summary: FolderSummary, rejects: list[Reject]) -> Iterator[SongFile]:
+    """All files that belong to a song; folders that can't be read become rejects."""
 
     def unreadable(error: OSError) -> None:
         rejects.append(Reject("", "folder_unreadable", error.strerror or str(error), str(error.filename)))
 
-    passed = out and out.resolve()
+    passed = out.resolve()
     for parent, folders, names in os.walk(folder, onerror=unreadable):
         folders[:] = [name for name in folders if name[0] != "." and (Path(parent) / name).resolve() != passed]
         place = os.path.relpath(parent, folder)

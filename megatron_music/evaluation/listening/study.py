@@ -21,10 +21,10 @@ from megatron_music.corpus.shuffle import seeded_generator
 from megatron_music.corpus.workplace import workplace
 from megatron_music.errors import InputError
 from megatron_music.evaluation.listening.clips import write_clips
+from megatron_music.evaluation.songs.inputs import SongFiles, songs_in
 from megatron_music.files import read_json, write_json
 from megatron_music.recipe.fields import Strict
 from megatron_music.recipe.recipe import parse_strict
-from megatron_music.songs.folder import files_by_song
 
 FORMAT, VERSION = "megatron-music listening test", 1
 STUDY, CLIPS, ANSWERS = "study.json", "clips", "answers.jsonl"
@@ -111,9 +111,9 @@ def open_study(
 ) -> Study:
     """The listening test of a folder, which is made of ``systems`` where there is none yet.
 
-    Songs are found as ``songs/folder.py`` tells; every two systems are compared by their songs of the same name, or,
-    where they have none in common, by songs drawn at random. One that can't be read is left out and told. Killed while
-    it is made, the test is made anew.
+    Songs are found and named as `evaluate songs` does; every two systems are compared by their songs of the same name,
+    or, where they have none in common, by songs drawn at random. One that can't be read is left out and told. Killed
+    while it is made, the test is made anew.
 
     Args:
         systems: a folder of songs each; the folder's name is the system's. None goes on with the test that is there.
@@ -156,18 +156,18 @@ def _named(systems: Sequence[str | Path]) -> dict[str, str]:
     return named
 
 
-def _songs(system: str) -> dict[str, dict[str, Path]]:
-    """The files of songs that have a mix, by name."""
-    songs = {name: roles for name, roles in files_by_song(system).items() if "mix" in roles}
+def _songs(system: str) -> dict[str, SongFiles]:
+    """The songs that can be heard, by name."""
+    songs = {song.name: song for song in songs_in(system) if song.heard}
     if not songs:
-        raise InputError(system, "holds no songs", "name a folder with wav, flac, ogg or mp3 files")
+        raise InputError(system, "holds no songs to hear", "name a folder with wav, flac, ogg or mp3 files")
     return songs
 
 
 def _make(
     folder: Path,
     systems: dict[str, str],
-    files: dict[str, dict[str, dict[str, Path]]],
+    files: dict[str, dict[str, SongFiles]],
     seed: int,
     match_loudness: bool,
     say: Callable[[str], None],
@@ -176,10 +176,12 @@ def _make(
     wanted = list(dict.fromkeys(song for pair in pairs for song in pair))
     shutil.rmtree(folder / CLIPS, ignore_errors=True)
     tokens = {song: secrets.token_hex(16) for song in wanted}
-    jobs = [(files[system][song]["mix"], clip_path(folder, tokens[system, song])) for system, song in wanted]
+    jobs = [(files[system][song].heard, clip_path(folder, tokens[system, song])) for system, song in wanted]
     lufs, written = write_clips(jobs, match_loudness, say)
     clips = {
-        (system, song): Clip(token=tokens[system, song], system=system, song=song, lyrics=_lyrics(files[system][song]))
+        (system, song): Clip(
+            token=tokens[system, song], system=system, song=song, lyrics=_lyrics(files[system][song].sidecars)
+        )
         for (system, song), there in zip(wanted, written, strict=True)
         if there
     }
@@ -209,14 +211,14 @@ def _pairs(
     return pairs
 
 
-def _lyrics(roles: dict[str, Path]) -> str:
+def _lyrics(sidecars: dict[str, Path]) -> str:
     """The lyrics beside a song, or those in what `generate` wrote beside it; nothing where there are none."""
-    if sidecar := roles.get(".lrc") or roles.get(".txt"):
+    if sidecar := sidecars.get(".lrc") or sidecars.get(".txt"):
         text = sidecar.read_text(encoding="utf-8", errors="replace")
         return re.sub(r"\[\d+:[\d.:]+\]\s*", "", text).strip()[:_MOST_LYRICS]
-    if ".json" in roles:
+    if ".json" in sidecars:
         try:
-            record = json.loads(roles[".json"].read_text(encoding="utf-8"))
+            record = json.loads(sidecars[".json"].read_text(encoding="utf-8"))
             return "\n\n".join(text.strip() for text in record["request"]["lyrics"])[:_MOST_LYRICS]
         except (ValueError, KeyError, TypeError, AttributeError):
             return ""  # of another program

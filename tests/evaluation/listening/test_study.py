@@ -129,7 +129,7 @@ def test_a_test_goes_on_and_is_not_mixed_with_another(made, systems, tmp_path):
         ([], "holds no listening test, and a new one needs two systems"),
         (["ours"], "holds no listening test, and a new one needs two systems"),
         (["ours", "ours"], "is named like .*ours, and systems go by their folders' names; rename one"),
-        (["ours", "nowhere"], "nowhere: is no folder; name a folder of songs"),
+        (["ours", "nowhere"], "nowhere: no such folder; name a folder of songs"),
     ):
         with pytest.raises(InputError, match=line):
             open_study(tmp_path / "new", [systems / name for name in names])
