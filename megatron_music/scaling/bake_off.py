@@ -18,7 +18,7 @@ from megatron_music.files import read_json, write_json
 from megatron_music.progress import track as progress
 from megatron_music.scaling.code_losses import code_losses
 from megatron_music.scaling.contenders import BakeOff, Contender, whole
-from megatron_music.scaling.recognition import Recogniser, word_error
+from megatron_music.scaling.recognition import Hearing, word_errors
 from megatron_music.songs.lyrics import lyrics_text
 from megatron_music.songs.song import Song
 
@@ -34,12 +34,12 @@ def run_bake_off(path: str | Path, out: str | Path, device: str = "cpu") -> dict
     """
     bake_off = BakeOff.read(path, device)
     losses = {one.name: code_losses(bake_off.path, one) for one in bake_off.contenders}
-    recogniser, missing = Recogniser.of(bake_off, device)
+    hearing, missing = Hearing.of(bake_off, device)
     with workplace(out) as out:
         kept = Path(out) / "measured"
         songs = [(song, track) for song in bake_off.songs for track in bake_off.tracks]
         jobs = [(one, song, track) for one in bake_off.contenders for song, track in songs]
-        found = [_kept(bake_off, *job, kept, recogniser) for job in progress(jobs, "measuring codecs")]
+        found = [_kept(bake_off, *job, kept, hearing) for job in progress(jobs, "measuring codecs")]
         codecs = {}
         for one in bake_off.contenders:
             rows = [row for (of, _, _), row in zip(jobs, found, strict=True) if of is one]
@@ -59,29 +59,31 @@ def run_bake_off(path: str | Path, out: str | Path, device: str = "cpu") -> dict
 
 
 def _kept(
-    bake_off: BakeOff, one: Contender, song: Song, track: str, folder: Path, recogniser: Recogniser | None
+    bake_off: BakeOff, one: Contender, song: Song, track: str, folder: Path, hearing: Hearing | None
 ) -> dict[str, Any]:
     """The row of one codec, song and track, measured now where it is not kept; words heard are kept apart."""
     seconds = bake_off.file.seconds
     source = [fingerprint.of_stat(song.audio_path(track)), str(song.audio_path(track).resolve()), track, seconds]
     made = [one.song_identity(song, track), one.range.name, one.range.codebooks, source]
     path = folder / f"{fingerprint.of_value([_MEASURING, made, bake_off.sample_rate])}.json"
-    heard = folder / f"{fingerprint.of_value(['heard', made, recogniser.identity if recogniser else None])}.json"
     decoded = None
     if not path.is_file():
         codes_KT, decoded = one.rebuild(song, track, seconds)
         write_json(path, _measured(bake_off, one, song, track, codes_KT, decoded))
     row = read_json(path)
-    if recogniser is not None and lyrics_text(song):
-        if not heard.is_file():
+    lyrics = lyrics_text(song) if track != "accompaniment" else ""
+    if hearing is not None and lyrics:
+        after = folder / f"{fingerprint.of_value(['heard', made, hearing.identity])}.json"
+        if not after.is_file():
             decoded = one.rebuild(song, track, seconds)[1] if decoded is None else decoded
-            write_json(heard, recogniser.words(decoded, one.sample_rate, song.language))
-        before = folder / f"{fingerprint.of_value(['heard', source, recogniser.identity])}.json"
+            write_json(after, hearing.words(decoded, one.sample_rate, song.language))
+        before = folder / f"{fingerprint.of_value(['heard', source, hearing.identity])}.json"
         if not before.is_file():
-            samples = read_audio(song.audio_path(track), recogniser.sample_rate)
-            write_json(before, recogniser.words(samples, recogniser.sample_rate, song.language))
-        row["words"] = {"before": word_error(lyrics_text(song), read_json(before)),
-                        "after": word_error(lyrics_text(song), read_json(heard))}  # fmt: skip
+            samples = read_audio(song.audio_path(track), hearing.sample_rate)
+            write_json(before, hearing.words(samples, hearing.sample_rate, song.language))
+        row["words"] = {
+            when: word_errors(lyrics, read_json(path)) for when, path in (("before", before), ("after", after))
+        }
     return row | {"song": song.id, "track": track}
 
 
@@ -134,8 +136,8 @@ def _of_track(rows: list[dict[str, Any]]) -> dict[str, Any]:
     """Means over songs; word errors are of all songs' words together."""
     found: dict[str, Any] = {of: _means(row[of] for row in rows) for of in ("measures", "bands")}
     words = [row["words"] for row in rows if "words" in row]
-    if words:
-        count = sum(pair["before"]["words"] for pair in words)
+    count = sum(pair["before"]["words"] for pair in words)
+    if count:
         before, after = (sum(pair[when]["errors"] for pair in words) / count for when in ("before", "after"))
         found["word_error_before"], found["word_error_after"] = before, after
     return found

@@ -75,11 +75,13 @@ class CodecEntry(Strict):
 
 
 class RecogniserEntry(Strict):
-    """A speech recogniser: weights of a Whisper converted for faster-whisper, and the language that it is told."""
+    """A speech recogniser: weights as ``evaluation.songs.lyrics_error`` takes them, and the language that it is told.
+
+    By default that of each song.
+    """
 
     weights: str = Field(min_length=1)
     language: str | None = None
-    beam: int = Field(5, gt=0)
 
 
 class BakeOffFile(Strict):
