@@ -19,14 +19,21 @@ from megatron_music.corpus import fingerprint
 from megatron_music.corpus.contents import ContentsWriter, read_contents
 from megatron_music.corpus.curation import leave_out_near_duplicates
 from megatron_music.corpus.indexed import IndexedSource, IndexedWriter, prefix_file
-from megatron_music.corpus.parallel import Workers, part_songs
-from megatron_music.corpus.song_documents import CODEC, TOKENIZER, VOCABULARY, document_context, song_documents
+from megatron_music.corpus.song_documents import (
+    CODEC,
+    TOKENIZER,
+    VOCABULARY,
+    document_context,
+    part_songs,
+    song_documents,
+)
 from megatron_music.corpus.spec import BuildSpec, SourceSpec
 from megatron_music.corpus.workplace import workplace
 from megatron_music.documents.document import Document, DocumentContext
 from megatron_music.documents.tasks import TASKS
 from megatron_music.errors import InputError
 from megatron_music.files import atomic_path, read_json
+from megatron_music.parallel import Workers
 from megatron_music.progress import track
 from megatron_music.songs.manifest import stream_rejects, write_rejects
 from megatron_music.songs.song import Reject, Song

@@ -37,12 +37,12 @@ from megatron_music.corpus.duplicates import (
     signature,
     typical_similarity,
 )
-from megatron_music.corpus.parallel import Workers, part_songs
-from megatron_music.corpus.song_documents import document_context, song_documents
+from megatron_music.corpus.song_documents import document_context, part_songs, song_documents
 from megatron_music.corpus.spec import BuildSpec, HeldOut, LeftOut, SourceSpec
 from megatron_music.documents.document import DocumentContext
 from megatron_music.errors import InputError
 from megatron_music.files import atomic_path
+from megatron_music.parallel import Workers
 from megatron_music.progress import track
 from megatron_music.songs.manifest import manifest_field, read_manifest
 from megatron_music.songs.song import Reject, Rejected, Song

@@ -23,8 +23,8 @@ from datatrove.executor.slurm import SlurmPipelineExecutor
 from datatrove.pipeline.base import PipelineStep
 from loguru import logger
 
-from megatron_music.corpus.parallel import Workers
 from megatron_music.errors import InputError
+from megatron_music.parallel import Workers
 from megatron_music.progress import track, watch
 
 EXECUTORS = ("local", "slurm", "ray")

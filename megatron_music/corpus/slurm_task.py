@@ -5,8 +5,8 @@ import sys
 
 import dill
 
-from megatron_music.corpus.parallel import limit_threads
 from megatron_music.errors import InputError
+from megatron_music.parallel import limit_threads
 
 
 def main() -> None:

@@ -15,6 +15,8 @@ from megatron_music.vocabulary.vocabulary import Vocabulary
 
 VOCABULARY, TOKENIZER, CODEC = "vocabulary.yaml", "tokenizer.model", "codec"
 """Names, in a corpus folder, of what makes it self-contained."""
+_PARTS = 256
+_PART_SONGS = (8, 512)
 
 
 def song_documents(song: Song, source: SourceSpec, seed: int, context: DocumentContext) -> list[Document] | Reject:
@@ -39,3 +41,9 @@ def document_context(corpus: Path, codec: str, identity: str) -> DocumentContext
     """What documents are written with, loaded once a worker; ``identity`` tells one build of a folder from the next."""
     vocabulary = Vocabulary.load(corpus / VOCABULARY)
     return DocumentContext(vocabulary, TextTokenizer(corpus / TOKENIZER, vocabulary), vocabulary.codec(codec))
+
+
+def part_songs(songs: int) -> int:
+    """Songs a part: enough parts to share out and to lose little, few enough files; a function of the songs alone."""
+    smallest, largest = _PART_SONGS
+    return min(max(-(-songs // _PARTS), smallest), largest)

@@ -11,13 +11,10 @@ are sung at -20 dBFS (RMS), the accompaniment is scaled in steps of 1 dB to lie 
 import hashlib
 import json
 import math
-import multiprocessing
-import os
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, replace
 from fractions import Fraction
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +22,7 @@ import numpy as np
 from megatron_music.audio.files import write_audio
 from megatron_music.errors import InputError
 from megatron_music.files import atomic_path, read_json, write_json
+from megatron_music.parallel import Workers, usable_cores
 from megatron_music.progress import track
 from megatron_music.songs.abc import AbcSong, read_abc
 from megatron_music.songs.accompaniment import Chord, Timeline, check_instruments, parse_chord, play
@@ -67,16 +65,11 @@ def render_songbook(source: Path, out: Path, takes: int = 1, seed: int = 0, proc
         raise InputError(source, "holds no .abc files", "name a folder of songs such as examples/songbook")
     songs = [(song, chosen) for song in map(_checked, paths) for chosen in take_plans(song, takes, seed)]
     missing = [(song, take) for song, take in songs if _finished(song, take, out) is None]
-    workers = min(processes or os.cpu_count() or 1, len(missing))
-    if workers > 1:
-        with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
-            # Neighbours in the list share instruments and keys, and each worker keeps the notes it has made.
-            jobs = [pool.submit(_render, song.path, take, out) for song, take in missing]
-            for job in track(as_completed(jobs), "Rendering songs", total=len(jobs)):
-                job.result()
-    else:
-        for song, take in track(missing, "Rendering songs"):
-            _render(song.path, take, out)
+    with Workers(min(processes or usable_cores(), max(1, len(missing)))) as workers:
+        # Neighbours in the list share instruments and keys, and each worker keeps the notes it has made.
+        rendered = workers.map(partial(_render, out), [(song.path, take) for song, take in missing])
+        for _ in track(rendered, "Rendering songs", len(missing)):
+            pass
     write_manifest(out / "manifest.jsonl", [_song_of(song, take, out) for song, take in songs])
 
 
@@ -238,8 +231,9 @@ def _song_of(song: AbcSong, take: Take, out: Path) -> Song:
     )
 
 
-def _render(path: Path, take: Take, out: Path) -> None:
+def _render(out: Path, job: tuple[Path, Take]) -> None:
     """Writes one recording's folder, whole or not at all."""
+    path, take = job
     song = read_abc(path)
     with atomic_path(out / recording_id(song, take)) as folder:
         folder.mkdir()

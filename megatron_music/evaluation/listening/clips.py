@@ -8,8 +8,8 @@ import numpy as np
 
 from megatron_music.audio.files import read_audio, write_audio
 from megatron_music.audio.loudness import PEAK, integrated_loudness, true_peak
-from megatron_music.corpus.parallel import Workers
 from megatron_music.errors import InputError
+from megatron_music.parallel import Workers
 from megatron_music.progress import track
 
 SAMPLE_RATE = 44_100

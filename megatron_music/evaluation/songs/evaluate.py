@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from megatron_music.corpus.parallel import Workers
 from megatron_music.errors import InputError
 from megatron_music.evaluation.report.tables import heading, measure_rows
 from megatron_music.evaluation.report.write import write_report
@@ -17,6 +16,7 @@ from megatron_music.evaluation.songs.networks import Named, Networks
 from megatron_music.evaluation.songs.scores import read_scores
 from megatron_music.evaluation.songs.song import Found, Job, measure
 from megatron_music.files import write_json
+from megatron_music.parallel import Workers
 from megatron_music.progress import track
 from megatron_music.tables import table
 

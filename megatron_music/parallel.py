@@ -20,19 +20,11 @@ from megatron_music.errors import InputError
 Job = TypeVar("Job")
 Result = TypeVar("Result")
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
-_PARTS = 256
-_PART_SONGS = (8, 512)
 
 
 def usable_cores() -> int:
     """Processor cores that this process may use, which a SLURM job or a container may have limited."""
     return len(os.sched_getaffinity(0))
-
-
-def part_songs(songs: int) -> int:
-    """Songs a part: enough parts to share out and to lose little, few enough files; a function of the songs alone."""
-    smallest, largest = _PART_SONGS
-    return min(max(-(-songs // _PARTS), smallest), largest)
 
 
 class Workers:

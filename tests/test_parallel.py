@@ -9,9 +9,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from megatron_music.corpus.parallel import Workers
 from megatron_music.corpus.workplace import workplace
 from megatron_music.errors import InputError
+from megatron_music.parallel import Workers
 
 
 def square(number: int) -> int:
