@@ -86,8 +86,9 @@ def test_the_range_of_tones_and_their_notes_of_100_ms(low):
     assert (measures["lowest_note"], measures["highest_note"]) == (low, low + 12)
 
 
-def test_the_range_of_a_sung_song(repository):
-    song = read_abc(repository / "examples" / "songbook" / "frere_jacques.abc")
+@pytest.mark.parametrize("name", ["frere_jacques", "ode_an_die_freude", "mo_li_hua"])
+def test_the_range_of_a_sung_song(repository, name):
+    song = read_abc(repository / "examples" / "songbook" / f"{name}.abc")
     take = take_plans(song, 1, 0)[0]
     vocals = stems(song, take)["vocals"][: 12 * RATE]
     sung = [
