@@ -71,6 +71,9 @@ def songs(
         str | None, typer.Option(help="Audio classifier of transformers for the KL divergence: folder or hub name.")
     ] = None,
     reference: Annotated[Path | None, typer.Option(help="Folder of songs to compare sets with.")] = None,
+    rmvpe: Annotated[
+        Path | None, typer.Option(help="RMVPE's weights (rmvpe.pt), to hear f0 of vocals.", show_default="pyin hears")
+    ] = None,
     scores: Annotated[Path | None, typer.Option(help="CSV of scores that other programs gave.")] = None,
     device: Annotated[str, typer.Option(help="Of networks.")] = "cpu",
     processes: Annotated[int | None, typer.Option(min=1, help="Songs at once.", show_default="all cores")] = None,
@@ -79,7 +82,7 @@ def songs(
     from megatron_music.evaluation.songs.evaluate import Options, evaluate_songs, refuse_unreadable, summary
     from megatron_music.evaluation.songs.networks import Named
 
-    named = Named(recogniser, language, embedding, classifier, reference, device)
+    named = Named(recogniser, language, embedding, classifier, reference, device, rmvpe)
     evaluation = evaluate_songs(folders, out, Options(plain, named, scores, processes))
     typer.echo(summary(evaluation))
     refuse_unreadable(evaluation)

@@ -63,9 +63,10 @@ def evaluate_songs(folders: Sequence[str | Path], out: str | Path, options: Opti
             raise InputError(f"{options.scores}", f"has a song {song!r} of {system!r}, which there is not", mend)
     store = _store(out, folders)
     networks = Networks(options.named, reference, store)
-    jobs = {name: [Job.of(song, store) for song in songs] for name, songs in systems.items()}
+    pyin = options.named.rmvpe is None
+    jobs = {name: [Job.of(song, store, pyin) for song in songs] for name, songs in systems.items()}
     found = dict(zip(systems, _measured(list(jobs.values()), options.processes), strict=True))
-    results, missing = [], [*_packages(), *networks.missing(), *_other_programs(scores)]
+    results, missing = [], [*_packages(options.named), *networks.missing(), *_other_programs(scores)]
     for name, songs in systems.items():
         for song, one in track(list(zip(songs, found[name], strict=True)), f"hearing {name}"):
             networks.hear_song(song, one)
@@ -173,8 +174,9 @@ def _system(name: str, songs: list[SongFiles], found: list[Found], distances: di
     return SystemResult(name=name, folder=str(songs[0].folder), songs=results, measures=distances)
 
 
-def _packages() -> Iterator[Missing]:
-    for name, package in (("vocal_range", "librosa"), ("word_error", "jiwer")):
+def _packages(named: Named) -> Iterator[Missing]:
+    needed = {"word_error": "jiwer"} if named.rmvpe else {"vocal_range": "librosa", "word_error": "jiwer"}
+    for name, package in needed.items():
         if importlib.util.find_spec(package) is None:
             why = f"the package {package} is not installed (f0 files need none)"
             yield Missing(measure=name, why=why, how="pip install 'megatron-music[evaluation]'")

@@ -1,9 +1,9 @@
-"""What needs a network: lyric errors, CLAP scores, and how far a system's songs lie from a reference set.
+"""What needs a network: f0 by RMVPE, lyric errors, CLAP scores, and how far a system's songs lie from a reference set.
 
 Networks hear song after song in this process, and what each heard is kept in a file.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,9 +14,9 @@ from megatron_music.audio.files import announced_seconds, read_audio
 from megatron_music.corpus import fingerprint
 from megatron_music.errors import InputError
 from megatron_music.evaluation.result import Missing
-from megatron_music.evaluation.songs import lyrics_error
+from megatron_music.evaluation.songs import lyrics_error, voice
 from megatron_music.evaluation.songs.embedding import AudioNetwork, frechet_distance, kl_divergence
-from megatron_music.evaluation.songs.inputs import SongFiles, read_prompt
+from megatron_music.evaluation.songs.inputs import F0, SongFiles, read_prompt
 from megatron_music.evaluation.songs.lyrics_error import Recogniser, hear_words, load_recogniser
 from megatron_music.evaluation.songs.song import Found
 from megatron_music.files import atomic_path, read_json, write_json
@@ -44,6 +44,7 @@ class Named:
         classifier: an audio classifier of transformers.
         reference: folder of songs that others are compared with.
         device: a torch device.
+        rmvpe: RMVPE's weights, which then hears the vocals in place of pyin.
     """
 
     recogniser: str | None = None
@@ -52,6 +53,7 @@ class Named:
     classifier: str | None = None
     reference: Path | None = None
     device: str = "cpu"
+    rmvpe: Path | None = None
 
 
 class Networks:
@@ -62,6 +64,11 @@ class Networks:
         self.recogniser: Recogniser | None = None
         if named.recogniser is not None:
             self.recogniser = load_recogniser(named.recogniser, named.device)
+        self._rmvpe = None
+        if named.rmvpe is not None:
+            from megatron_music.evaluation.songs import rmvpe
+
+            self._rmvpe, self._rmvpe_program = rmvpe.load_rmvpe(named.rmvpe, named.device), rmvpe.__file__
         self.embedding = AudioNetwork(named.embedding, named.device) if named.embedding else None
         self.classifier = AudioNetwork(named.classifier, named.device, classify=True) if named.classifier else None
 
@@ -78,9 +85,14 @@ class Networks:
                 yield Missing(measure=name, why=why, how=how)
 
     def hear_song(self, song: SongFiles, found: Found) -> None:
-        """Adds lyric errors and the CLAP score of a song whose audio can be read."""
+        """Adds what RMVPE hears, lyric errors and the CLAP score of a song whose audio can be read."""
         if song.heard is None:
             return
+        if self._rmvpe and "vocals" in song.tracks and F0 not in song.tracks:
+            f0_hz = found.attempt("RMVPE", lambda: self._f0(song.tracks["vocals"]))
+            if f0_hz is not None:
+                found.add_voice("vocals", f0_hz)
+                found.details["f0"] = f"RMVPE ({self._named.rmvpe.name})"
         prompt, _ = read_prompt(song, announced_seconds(song.heard))
         if self.recogniser and prompt.lyrics:
             found.attempt("recogniser", lambda: self._lyrics(song, prompt.lyrics, prompt.language, found))
@@ -106,6 +118,10 @@ class Networks:
             except ValueError as error:
                 missing.append(Missing(measure=name, why=str(error), how="name folders of more songs"))
         return measures, missing
+
+    def _f0(self, path: Path) -> np.ndarray:
+        kept = self._kept(path, [str(self._named.rmvpe), fingerprint.of_file(self._rmvpe_program)], "npy")
+        return _kept_array(kept, lambda: self._rmvpe.f0(read_audio(path, voice.SAMPLE_RATE)))
 
     def _lyrics(self, song: SongFiles, lyrics: str, language: str | None, found: Found) -> None:
         path = song.tracks.get("vocals", song.heard)
@@ -133,12 +149,7 @@ class Networks:
         return np.concatenate(rows) if rows else np.zeros((0, 1))
 
     def _rows(self, network: AudioNetwork, path: Path) -> np.ndarray:
-        kept = self._kept(path, [network.weights, network.classes], "npy")
-        if not kept.is_file():
-            rows = network.hear(path)
-            with atomic_path(kept) as temporary:
-                np.save(temporary, rows)
-        return np.load(kept)
+        return _kept_array(self._kept(path, [network.weights, network.classes], "npy"), lambda: network.hear(path))
 
     def _kept(self, path: Path, making: list[Any], suffix: str) -> Path:
         """The file that keeps what a network heard, by the audio, the weights and the settings."""
@@ -146,3 +157,12 @@ class Networks:
         files = sorted(weights.rglob("*")) if weights.is_dir() else [weights]
         stamps = [(str(file), fingerprint.of_stat(file)) for file in files if file.is_file()]
         return self._store / f"{fingerprint.of_value([str(path), fingerprint.of_stat(path), making, stamps])}.{suffix}"
+
+
+def _kept_array(kept: Path, make: Callable[[], np.ndarray]) -> np.ndarray:
+    """The array of a file, which is made where there is none."""
+    if not kept.is_file():
+        array = make()
+        with atomic_path(kept) as temporary:
+            np.save(temporary, array)
+    return np.load(kept)

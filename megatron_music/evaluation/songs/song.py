@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
+
 from megatron_music.corpus import fingerprint
 from megatron_music.errors import InputError
 from megatron_music.evaluation.songs.form import chorus_return, repetition
@@ -38,18 +40,26 @@ class Found:
             self.problems.append(f"{what}: {type(error).__name__}: {error}")
         return None
 
+    def add_voice(self, what: str, f0_hz: np.ndarray) -> None:
+        """Adds the measures of f0 values, 100 a second."""
+        measures = voice_measures(f0_hz)
+        self.measures |= measures
+        if "vocal_range" not in measures:
+            self.problems.append(f"{what}: no note is held for 40 ms")
+
 
 @dataclass(frozen=True)
 class Job:
-    """A song to be measured, and the file that keeps what was found."""
+    """A song to be measured, the file that keeps what was found, and whether pyin hears the vocals."""
 
     song: SongFiles
     kept: Path
+    pyin: bool = True
 
     @classmethod
-    def of(cls, song: SongFiles, store: Path) -> "Job":
-        """The file's name changes with the song's files and with the programs that measure."""
-        return cls(song, store / f"{fingerprint.of_value([song.stamps(), _programs()])}.json")
+    def of(cls, song: SongFiles, store: Path, pyin: bool = True) -> "Job":
+        """The file's name changes with the song's files, with ``pyin`` and with the programs that measure."""
+        return cls(song, store / f"{fingerprint.of_value([song.stamps(), _programs(), pyin])}.json", pyin)
 
 
 def measure(job: Job) -> Found:
@@ -59,20 +69,20 @@ def measure(job: Job) -> Found:
             return Found(**read_json(job.kept))
         except (InputError, TypeError):
             pass  # a file that somebody damaged is made again
-    found = measured(job.song)
+    found = measured(job.song, job.pyin)
     write_json(job.kept, vars(found))
     return found
 
 
-def measured(song: SongFiles) -> Found:
-    """All measures that need no network."""
+def measured(song: SongFiles, pyin: bool = True) -> Found:
+    """All measures that need no network; without ``pyin`` those of the voice of an f0 file only."""
     found = Found(problems=list(song.problems))
     recordings = {
         track: recording
         for track, path in song.tracks.items()
         if track != F0 and (recording := found.attempt(track, lambda path=path: hear(path)))
     }
-    _voice(song, recordings, found)
+    _voice(song, recordings, pyin, found)
     _levels(recordings, found)
     heard = next((recordings[track] for track in ("mix", "vocals", "accompaniment") if track in recordings), None)
     if heard:
@@ -85,19 +95,16 @@ def measured(song: SongFiles) -> Found:
     return found
 
 
-def _voice(song: SongFiles, recordings: dict[str, Recording], found: Found) -> None:
+def _voice(song: SongFiles, recordings: dict[str, Recording], pyin: bool, found: Found) -> None:
     if F0 in song.tracks:
         what, f0_hz = "f0", found.attempt("f0", lambda: read_f0(song.tracks[F0]))
-    elif "vocals" in recordings:
+    elif pyin and "vocals" in recordings:
         vocals = recordings["vocals"].samples
         what, f0_hz = "vocals", found.attempt("vocals", lambda: f0_of_audio(vocals))
     else:
         return
     if f0_hz is not None:
-        measures = voice_measures(f0_hz)
-        found.measures |= measures
-        if "vocal_range" not in measures:
-            found.problems.append(f"{what}: no note is held for 40 ms")
+        found.add_voice(what, f0_hz)
 
 
 def _levels(recordings: dict[str, Recording], found: Found) -> None:

@@ -109,7 +109,7 @@ def test_finished_songs_are_kept_and_changed_ones_measured_again(troubled, evalu
     out, before = evaluated
     measured = []
     original = one_song.measured
-    monkeypatch.setattr(one_song, "measured", lambda song: measured.append(song.name) or original(song))
+    monkeypatch.setattr(one_song, "measured", lambda song, pyin: measured.append(song.name) or original(song, pyin))
     (troubled / "words.f0").write_text("220\n" * 4)
     after = evaluate_songs([troubled], out, Options(processes=1))
     assert measured == ["words"]
