@@ -1,8 +1,8 @@
 """A listening test's folder: what raters hear, in which order, and what becomes of their answers."""
 
 import json
-import multiprocessing
 from collections import Counter
+from functools import partial
 
 import numpy as np
 import pytest
@@ -22,6 +22,7 @@ from megatron_music.evaluation.listening.answers import (
 )
 from megatron_music.evaluation.listening.study import Clip, Pair, Study, open_study, turns
 from megatron_music.evaluation.result import Evaluation
+from megatron_music.parallel import Workers
 
 
 def tone(path, gain, seconds=1.0, rate=16000, pitch=440, channels=1):
@@ -226,19 +227,11 @@ def test_half_an_answer_is_cut_off_and_the_first_counts(tmp_path):
         read_answers(tmp_path)
 
 
-def answer_all(folder, rater):
-    study = planned({("x", "y"): 30})
-    for number in range(30):
-        append_answer(folder, line(study, rater, number, overall="tie"))
-
-
 def test_processes_that_answer_at_a_time_lose_nothing(tmp_path):
-    context = multiprocessing.get_context("fork")
-    raters = [context.Process(target=answer_all, args=(tmp_path, name)) for name in ("ann", "bob")]
-    for process in raters:
-        process.start()
-    for process in raters:
-        process.join()
+    study = planned({("x", "y"): 30})
+    lines = [line(study, rater, number, overall="tie") for number in range(30) for rater in ("ann", "bob")]
+    with Workers(2) as workers:
+        assert list(workers.map(partial(append_answer, tmp_path), lines)) == [None] * 60
     found = Counter((answer.rater, answer.pair) for answer in read_answers(tmp_path))
     assert found == Counter((rater, f"xy{n}") for rater in ("ann", "bob") for n in range(30))
 
