@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from megatron_music.errors import InputError
+from megatron_music.training.events import ENDED, METRICS, ROLLED_BACK, STOPPED
 
-METRICS = "metrics.jsonl"
 TREND_STEPS = 200
 """Lines of steps that are kept for the trend of a loss."""
 EVENTS_KEPT = 8
-_SHOWN = ("skipped", "rolled_back", "checkpoint_failed", "stopped", "ended")
+_SHOWN = ("skipped", ROLLED_BACK, "checkpoint_failed", STOPPED, ENDED)
 _EVENT, _STEP, _HELD_OUT, _INVALID = (
     b'"event": ',
     b'"learning_rate": ',
@@ -50,6 +50,12 @@ class RunLines:
         self.events: deque[dict[str, Any]] = deque(maxlen=EVENTS_KEPT)
         self.counts: Counter[str] = Counter()
         self.time: float | None = None
+
+    @property
+    def end(self) -> str | None:
+        """The event that the run closed with, ``ENDED`` or ``STOPPED``; None of one that goes on or was killed."""
+        event = self.last.get("event")
+        return event if event in (ENDED, STOPPED) else None
 
     def read(self) -> None:
         """Reads what has been added; all again where the file was written anew, as after a rollback."""
@@ -103,13 +109,18 @@ def _parsed(text: bytes) -> dict[str, Any]:
 
 
 def measured_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """Lines of a run's metrics that tell of steps, held-out losses and ends; what a kill has cut off is passed over."""
+    """Lines of a run's metrics that tell of steps and held-out losses; what a kill has cut off is passed over."""
     with open(path, "rb") as file:
         for text in file:
-            if any(mark in text for mark in (_STEP, _HELD_OUT, _EVENT)):
+            if any(mark in text for mark in (_STEP, _HELD_OUT)):
                 line = _parsed(text)
                 if line:
                     yield line
+
+
+def has_ended(run: Path) -> bool:
+    """Whether a run has come to the end of its recipe; not where it was asked to stop, or has not begun."""
+    return (run / METRICS).is_file() and RunLines(run).end == ENDED
 
 
 def runs_in(folders: list[Path]) -> list[RunLines]:

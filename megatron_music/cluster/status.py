@@ -9,10 +9,11 @@ from typing import Any
 
 from megatron_music.cluster.run_lines import RunLines, runs_in
 from megatron_music.tables import duration, short_count, table
+from megatron_music.training.events import ENDED, ROLLED_BACK, STOPPED
 
 _BARS = "▁▂▃▄▅▆▇█"
 _TREND = 24
-_ENDS = {"ended": "done", "stopped": "stopped"}
+_ENDS = {ENDED: "done", STOPPED: "stopped"}
 _SILENCES = 20
 """A run whose last line is older than so many of the times between its lines, and than a minute, stands still."""
 
@@ -96,8 +97,8 @@ def _below(line: dict[str, Any], prefix: str) -> dict[str, Any]:
 def _state(lines: RunLines, now: float) -> str:
     if not lines.steps and not lines.counts:
         return "empty"
-    if lines.last.get("event") in _ENDS:
-        return _ENDS[lines.last["event"]]
+    if lines.end is not None:
+        return _ENDS[lines.end]
     times = [line["time"] for line in lines.steps if "time" in line]
     if lines.time is None or len(times) < 2:
         return "moves" if lines.time is not None and now - lines.time < 600 else "silent"
@@ -212,7 +213,7 @@ def _event(event: dict[str, Any]) -> str:
     if name == "skipped":
         loss, norm = (_number(event.get(value)) or "not finite" for value in ("loss", "gradient_norm"))
         name = f"skipped: loss {loss}, gradient norm {norm}"
-    elif name == "rolled_back":
+    elif name == ROLLED_BACK:
         name = f"went back to step {event['to']:,}; steps {event['first']:,} to {event['last']:,} are passed"
     return f"step {event['step']:,}: {name}{at}"
 

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
-from megatron_music.cluster.run_lines import METRICS, RunLines
+from megatron_music.cluster.run_lines import has_ended
 from megatron_music.corpus import fingerprint
 from megatron_music.corpus.blend import read_stock
 from megatron_music.corpus.workplace import workplace
@@ -21,9 +21,6 @@ from megatron_music.files import read_json, read_yaml, write_json
 from megatron_music.progress import console
 from megatron_music.recipe.fields import RelativePath, Strict
 from megatron_music.recipe.recipe import Recipe, naming_faults, parse_strict
-
-ENDED = "ended"
-"""The event with which a run's metrics close."""
 
 
 class Side(Strict):
@@ -221,8 +218,3 @@ def read_seeds(text: str | None) -> list[int] | None:
     if not all(part.isdecimal() for part in parts) or len(set(parts)) < len(parts):
         raise InputError("--seeds", f"{text!r} is not a list of different whole numbers", "write for example 1,2")
     return [int(part) for part in parts]
-
-
-def has_ended(run: Path) -> bool:
-    """Whether a run has come to the end of its recipe."""
-    return (run / METRICS).is_file() and RunLines(run).last.get("event") == ENDED

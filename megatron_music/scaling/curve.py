@@ -7,11 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from megatron_music.cluster.run_lines import METRICS, measured_lines
+from megatron_music.cluster.run_lines import measured_lines
 from megatron_music.errors import InputError
 from megatron_music.evaluation.intervals import LEVEL, Interval
 from megatron_music.recipe.phases import PhaseSpan, phase_spans, step_at
 from megatron_music.recipe.recipe import Recipe
+from megatron_music.training.events import METRICS
 from megatron_music.vocabulary.kinds import LOSS_GROUPS
 
 AUDIO_GROUPS = tuple(name for name in LOSS_GROUPS if name not in ("text", "special", "residual"))

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from megatron_music.cluster.run_lines import METRICS, measured_lines
+from megatron_music.cluster.run_lines import has_ended, measured_lines
 from megatron_music.errors import InputError
 from megatron_music.files import read_json
 from megatron_music.recipe.phases import phase_spans, step_at
@@ -13,6 +13,7 @@ from megatron_music.recipe.recipe import Recipe
 from megatron_music.scaling.counts import Counted, parameters_of, run_flops
 from megatron_music.scaling.ladder import LADDER
 from megatron_music.tables import short_count
+from megatron_music.training.events import METRICS
 from megatron_music.vocabulary.vocabulary import Vocabulary
 
 TAIL = 0.05
@@ -112,14 +113,13 @@ class _Run:
 
     @classmethod
     def read(cls, folder: Path) -> "_Run":
-        trained, held_out, ended = [], [], False
+        trained, held_out = [], []
         for line in measured_lines(folder / METRICS):
             if line.get("learning_rate") is not None and line.get("loss") is not None:
                 trained.append(line)
             elif line.get("validation/loss") is not None:
                 held_out.append(line)
-            ended = line.get("event") == "ended"
-        return cls(folder, Recipe.load(folder / "recipe.yaml"), trained, held_out, ended)
+        return cls(folder, Recipe.load(folder / "recipe.yaml"), trained, held_out, has_ended(folder))
 
     def points(self, options: Options, held_out: bool) -> list[Point]:
         """The run at its end, and at the ends of phases where those are asked for."""

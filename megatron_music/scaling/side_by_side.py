@@ -14,6 +14,7 @@ from megatron_music.recipe.recipe import Recipe
 from megatron_music.scaling.counts import parameters_of
 from megatron_music.scaling.ladder import LADDER
 from megatron_music.tables import short_count, table
+from megatron_music.training.events import METRICS
 
 NOT_STARTED = "not started"
 
@@ -69,7 +70,7 @@ def _of_ladder(folder: Path) -> list[ComparedRun]:
     for name, run, parameters, tokens in rungs:
         # A ladder may have been moved with its runs in it.
         run = run if run.is_dir() or not (folder / "runs" / name).is_dir() else folder / "runs" / name
-        if (run / "metrics.jsonl").is_file():
+        if (run / METRICS).is_file():
             runs.append(_of_run(RunLines(run), name))
         else:
             runs.append(ComparedRun(name, str(run), NOT_STARTED, parameters, 0, tokens))

@@ -10,6 +10,7 @@ from megatron_music.exits import Stopped
 from megatron_music.recipe.phases import phase_spans
 from megatron_music.recipe.recipe import Recipe
 from megatron_music.training.base import Base, base_below, holds_adapters
+from megatron_music.training.events import ENDED, STOPPED
 from megatron_music.training.origin import Origin, origin_of_run, reads_again, start_of_run
 from megatron_music.training.restarts import run_again
 from megatron_music.training.run_folder import (
@@ -246,7 +247,7 @@ def _train(
     watchdog.beat("in the first step", SLOW_TIMES)
     steps_done = trainer.run(first_step, last_step)
     watchdog.beat("at the end", SLOW_TIMES)
-    log.event(steps_done, "ended" if steps_done == trainer.last_step else "stopped")
+    log.event(steps_done, ENDED if steps_done == trainer.last_step else STOPPED)
     log.close()
     return steps_done
 

@@ -13,6 +13,7 @@ from megatron_music.engine.integrity import BEFORE, size_fault
 from megatron_music.errors import InputError
 from megatron_music.files import read_json, write_json, write_text
 from megatron_music.recipe.recipe import Network, Recipe
+from megatron_music.training.events import METRICS, ROLLED_BACK
 from megatron_music.training.troubles import Rollback, Troubles
 from megatron_music.vocabulary.vocabulary import Vocabulary
 
@@ -20,8 +21,6 @@ _FIXED = ("seed", "vocabulary", "corpus", "network", "optimizer", "lora", "group
 """Fields of a recipe that decide what is learned: a run that is resumed may not change them."""
 
 
-ROLLED_BACK = "rolled_back"
-"""The event of a rollback, in ``metrics.jsonl``."""
 STATE = "state.json"
 """In every checkpoint: where its run stood; without it a folder is none."""
 NETWORK = "network.json"
@@ -57,7 +56,7 @@ class RunFolder:
     @property
     def metrics(self) -> Path:
         """Everything measured, one JSON object a line."""
-        return self.path / "metrics.jsonl"
+        return self.path / METRICS
 
     @property
     def stacks(self) -> Path:

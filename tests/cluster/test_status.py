@@ -11,9 +11,10 @@ from typer.testing import CliRunner
 
 from megatron_music.cli import app
 from megatron_music.cluster import status
-from megatron_music.cluster.run_lines import RunLines, runs_in
+from megatron_music.cluster.run_lines import RunLines, has_ended, runs_in
 from megatron_music.cluster.status import one_run, status_of, status_text
 from megatron_music.errors import InputError
+from megatron_music.training.events import ENDED, STOPPED
 
 PHASES = [
     {"name": "warm-up", "last_step": 10, "last_token": 1000, "sources": {"songs": 750, "speech": 250}},
@@ -109,6 +110,15 @@ def test_empty_damaged_and_old_files(tmp_path):
     assert "phase warm-up, step 7" in one_run(old)
     table = status_text([status_of(lines, now=0.0) for lines in runs_in([tmp_path])])
     assert [line.split()[0] for line in table.splitlines()] == ["run", "damaged", "empty", "old"]
+
+
+def test_a_run_has_ended_where_its_last_line_says_so(tmp_path):
+    ended, stopped = ({**STARTED, "event": name} for name in (ENDED, STOPPED))
+    for name, lines, end in (("done", [step_line(1), ended], ENDED), ("asked", [step_line(1), stopped], STOPPED),
+                             ("again", [ended, STARTED, step_line(2)], None), ("empty", [], None)):  # fmt: skip
+        run = write(tmp_path / name, lines)
+        assert (RunLines(run).end, has_ended(run)) == (end, end == ENDED)
+    assert not has_ended(tmp_path / "nowhere")
 
 
 def test_a_long_file_is_not_held_and_not_parsed(tmp_path, monkeypatch):
