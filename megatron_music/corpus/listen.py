@@ -10,10 +10,9 @@ from megatron_music.audio.files import write_audio
 from megatron_music.corpus.build import CODEC
 from megatron_music.corpus.inspect import DocumentReader, Part
 from megatron_music.errors import InputError
-from megatron_music.vocabulary.kinds import AUDIO_KINDS, CODEBOOK_KINDS, Kind
+from megatron_music.vocabulary.kinds import COARSE_KINDS, CODEBOOK_KINDS, Kind
 from megatron_music.vocabulary.vocabulary import CodecRange
 
-_COARSE = set(AUDIO_KINDS) - set(CODEBOOK_KINDS)
 PEAK = 0.99
 
 
@@ -47,7 +46,9 @@ def audio_spans(ids: np.ndarray, kinds: np.ndarray, parts: list[Part], codec: Co
             continue
         start, run_ids, run_kinds = part.start, ids[part.start : part.stop], kinds[part.start : part.stop]
         present = [Kind(kind) for kind in np.unique(run_kinds)]
-        tracks = {kind.name.lower(): [codec.codes(run_ids[run_kinds == kind])] for kind in present if kind in _COARSE}
+        tracks = {
+            kind.name.lower(): [codec.codes(run_ids[run_kinds == kind])] for kind in present if kind in COARSE_KINDS
+        }
         residuals = [
             codec.codes(run_ids[run_kinds == kind], CODEBOOK_KINDS.index(kind) + 1)
             for kind in present

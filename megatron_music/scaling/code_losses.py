@@ -19,7 +19,7 @@ from megatron_music.recipe.recipe import Recipe
 from megatron_music.scaling.contenders import Contender
 from megatron_music.scaling.side_by_side import held_out_losses
 from megatron_music.scaling.thresholds import Limit, Thresholds
-from megatron_music.vocabulary.kinds import AUDIO_KINDS, LOSS_GROUPS, Kind
+from megatron_music.vocabulary.kinds import AUDIO_GROUPS, AUDIO_KINDS, LOSS_GROUPS, Kind
 
 Verdict = Literal["learns", "does not learn", "open"]
 VERDICTS: dict[str, Verdict] = {"good": "learns", "bad": "does not learn", "open": "open"}
@@ -83,9 +83,9 @@ def _language_model(where: str, one: Contender) -> dict[str, Any]:
         raise InputError(where, what, mend)
     held_out = _held_out(where, recipe, one)
     nats = {
-        group: losses[group] * sum(held_out.tokens.get(kind, 0) for kind in kinds)
-        for group, kinds in LOSS_GROUPS.items()
-        if group in losses and set(kinds) <= set(AUDIO_KINDS)
+        group: losses[group] * sum(held_out.tokens.get(kind, 0) for kind in LOSS_GROUPS[group])
+        for group in AUDIO_GROUPS
+        if group in losses
     }
     tokens = sum(held_out.tokens.get(kind, 0) for group in nats for kind in LOSS_GROUPS[group])
     by_second = sum(nats.values()) / held_out.seconds

@@ -9,9 +9,10 @@ from megatron_music.files import atomic_path, write_json, write_text
 from megatron_music.pages import render
 from megatron_music.recipe.recipe import Recipe
 from megatron_music.scaling.comparison import CAVEATS, MEASURES, codec_rows, reconstruction_rows, verdict_rows
-from megatron_music.scaling.curve import AUDIO_GROUPS, loss_curves
+from megatron_music.scaling.curve import loss_curves
 from megatron_music.scaling.side_by_side import ComparedRun, notes, runs_rows
 from megatron_music.tables import short_count
+from megatron_music.vocabulary.kinds import COARSE_GROUPS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -49,7 +50,7 @@ def write_runs(runs: Sequence[ComparedRun], out: Path) -> Path:
     """Writes ``comparison.json``, a picture of the losses and the page of runs side by side; returns the page."""
     content = {"format": RUNS_FORMAT, "version": 1, "runs": [run.as_dict() for run in runs]}
     write_json(out / "comparison.json", content)
-    curves = [(run.name, curve) for run in runs if set(run.losses) & set(AUDIO_GROUPS)
+    curves = [(run.name, curve) for run in runs if set(run.losses) & set(COARSE_GROUPS)
               for curve in loss_curves(Path(run.run), Recipe.load(Path(run.run) / "recipe.yaml"))]  # fmt: skip
     kinds = list(dict.fromkeys(curve.kind for _, curve in curves))
     pictures = [_picture(out / f"{kind}.png", lambda axes, kind=kind: _losses(axes, curves, kind), 4.2)

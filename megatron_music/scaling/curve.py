@@ -13,9 +13,8 @@ from megatron_music.evaluation.intervals import LEVEL, Interval
 from megatron_music.recipe.phases import PhaseSpan, phase_spans, step_at
 from megatron_music.recipe.recipe import Recipe
 from megatron_music.training.events import METRICS
-from megatron_music.vocabulary.kinds import LOSS_GROUPS
+from megatron_music.vocabulary.kinds import COARSE_GROUPS
 
-AUDIO_GROUPS = tuple(name for name in LOSS_GROUPS if name not in ("text", "special", "residual"))
 LAST_LINES = 20
 """Lines whose mean is a training loss: of a single step it is noisy."""
 FEWEST_POINTS = 4
@@ -73,7 +72,7 @@ class LossCurve:
 
 
 def loss_curves(run: Path, recipe: Recipe) -> list[LossCurve]:
-    """The curves of all kinds of audio: held-out losses, or the steps' own where none are logged.
+    """The curves of codebook 0 by kind: held-out losses, or the steps' own where none are logged.
 
     Reads ``metrics.jsonl`` up to its last whole line. Raises InputError where it is missing or has no losses yet.
     """
@@ -82,7 +81,7 @@ def loss_curves(run: Path, recipe: Recipe) -> list[LossCurve]:
     except FileNotFoundError:
         raise InputError(run, f"has no {METRICS}", "name the folder of a run that has begun") from None
     for prefix in ("validation/loss/", "loss/"):
-        found = [line for line in lines if any(f"{prefix}{kind}" in line for kind in AUDIO_GROUPS)]
+        found = [line for line in lines if any(f"{prefix}{kind}" in line for kind in COARSE_GROUPS)]
         if found:
             return _curves(found, prefix, phase_spans(recipe))
     raise InputError(run / METRICS, "has no loss of audio tokens yet", "wait until it has, or train on songs")
@@ -90,7 +89,7 @@ def loss_curves(run: Path, recipe: Recipe) -> list[LossCurve]:
 
 def _curves(lines: list[dict[str, Any]], prefix: str, spans: list[PhaseSpan]) -> list[LossCurve]:
     curves = []
-    for kind in AUDIO_GROUPS:
+    for kind in COARSE_GROUPS:
         of_kind = [(line["step"], line[f"{prefix}{kind}"]) for line in lines if f"{prefix}{kind}" in line]
         points = [(*_place(step, spans), loss) for step, loss in of_kind if loss is not None]
         if points:

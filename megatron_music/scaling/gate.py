@@ -22,12 +22,12 @@ from megatron_music.scaling.newest import newest_exported
 from megatron_music.scaling.thresholds import Thresholds
 from megatron_music.scaling.verdict import Report, decide
 from megatron_music.training.origin import read_origin
+from megatron_music.vocabulary.kinds import COARSE_GROUPS
 from megatron_music.vocabulary.vocabulary import Vocabulary
 
 BIGRAM_TOKENS = 4_000_000
 """Training tokens that the bigram is fitted on, drawn by document: 4 for each pair of 1,024 codes, and a minute or two
 of one core. With more it would guess a little better, so that what a model saves against it is told too high."""
-_AUDIO = ("vocal", "accompaniment", "mix", "speech")
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,7 @@ def sources_of(
     for name in filter(None, (train, held_out, reference)):
         if name not in about:
             raise InputError(corpus, f"has no source {name}", f"choose from {', '.join(about) or 'none'}")
-    songs = [name for name in about if any(about[name].get("tokens_by_kind", {}).get(kind) for kind in _AUDIO)]
+    songs = [name for name in about if any(about[name].get("tokens_by_kind", {}).get(kind) for kind in COARSE_GROUPS)]
     task = {name: about[name].get("task") for name in about}
     trained = [name for name in recipe.source_names if name in songs]
     watched = list(recipe.watch.validation.source) if recipe.watch.validation else []

@@ -30,7 +30,10 @@ CODEBOOK_KINDS: tuple[Kind, ...] = tuple(kind for kind in Kind if kind.name.star
 TRACK_KINDS: dict[str, Kind] = {"mix": Kind.MIX, "vocals": Kind.VOCAL, "accompaniment": Kind.ACCOMPANIMENT}
 """Kind of the codebook-0 codes of each track."""
 
-AUDIO_KINDS: tuple[Kind, ...] = (Kind.VOCAL, Kind.ACCOMPANIMENT, Kind.MIX, Kind.SPEECH, *CODEBOOK_KINDS)
+COARSE_KINDS: tuple[Kind, ...] = (Kind.VOCAL, Kind.ACCOMPANIMENT, Kind.MIX, Kind.SPEECH)
+"""Kinds of codebook-0 codes."""
+
+AUDIO_KINDS: tuple[Kind, ...] = (*COARSE_KINDS, *CODEBOOK_KINDS)
 
 LOSS_GROUPS: dict[str, tuple[Kind, ...]] = {
     "text": (Kind.TEXT,),
@@ -42,3 +45,9 @@ LOSS_GROUPS: dict[str, tuple[Kind, ...]] = {
     "residual": CODEBOOK_KINDS,
 }
 """The groups that a loss is reported for; every kind is in exactly one."""
+
+COARSE_GROUPS: tuple[str, ...] = tuple(kind.name.lower() for kind in COARSE_KINDS)
+"""Those of codebook-0 codes, the only ones that stage 1 learns."""
+
+AUDIO_GROUPS: tuple[str, ...] = (*COARSE_GROUPS, "residual")
+"""Those of all codes."""

@@ -5,7 +5,15 @@ import pytest
 import yaml
 
 from megatron_music.errors import InputError
-from megatron_music.vocabulary.kinds import AUDIO_KINDS, CODEBOOK_KINDS, LOSS_GROUPS, Kind
+from megatron_music.vocabulary.kinds import (
+    AUDIO_GROUPS,
+    AUDIO_KINDS,
+    COARSE_GROUPS,
+    COARSE_KINDS,
+    CODEBOOK_KINDS,
+    LOSS_GROUPS,
+    Kind,
+)
 from megatron_music.vocabulary.vocabulary import Vocabulary
 
 
@@ -154,3 +162,10 @@ def test_every_kind_is_in_one_loss_group():
     assert CODEBOOK_KINDS[0] == Kind.CODEBOOK_1 == 6
     assert CODEBOOK_KINDS[-1] == Kind.CODEBOOK_7 == 12
     assert set(AUDIO_KINDS) == set(Kind) - {Kind.TEXT, Kind.SPECIAL}
+
+
+def test_groups_of_audio_hold_the_kinds_of_audio():
+    assert tuple(kind for group in COARSE_GROUPS for kind in LOSS_GROUPS[group]) == COARSE_KINDS
+    assert tuple(kind for group in AUDIO_GROUPS for kind in LOSS_GROUPS[group]) == AUDIO_KINDS
+    others = [kind for group in LOSS_GROUPS if group not in AUDIO_GROUPS for kind in LOSS_GROUPS[group]]
+    assert sorted([*AUDIO_KINDS, *others]) == list(Kind)
