@@ -9,7 +9,7 @@ import numpy as np
 
 from megatron_music.cluster.run_lines import measured_lines
 from megatron_music.errors import InputError
-from megatron_music.evaluation.intervals import LEVEL, Interval
+from megatron_music.evaluation.intervals import LEVEL, Interval, mean_interval
 from megatron_music.recipe.phases import PhaseSpan, phase_spans, step_at
 from megatron_music.recipe.recipe import Recipe
 from megatron_music.training.events import METRICS
@@ -41,14 +41,8 @@ class LossCurve:
         """The loss now: the last held-out one, or the mean of the last lines of steps with its interval."""
         if self.held_out:
             return Interval(float(self.loss_N[-1]))
-        from scipy.stats import t
-
         values = self.loss_N[-LAST_LINES:]
-        mean = float(values.mean())
-        if len(values) < 2:
-            return Interval(mean)
-        half = float(t.ppf((1 + LEVEL) / 2, len(values) - 1) * values.std(ddof=1) / len(values) ** 0.5)
-        return Interval(mean, mean - half, mean + half)
+        return mean_interval(values, np.ones(len(values)))
 
     def slope(self) -> Interval | None:
         """Nats a doubling of the tokens over the last doubling of the run, by least squares.

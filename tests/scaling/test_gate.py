@@ -193,7 +193,10 @@ def test_training_losses_stand_in_where_none_are_held_out(own_run):
     losses = [line["loss/vocal"] for line in map(json.loads, kept.splitlines()) if "loss/vocal" in line]
     assert (vocal.kind, accompaniment.kind, vocal.held_out) == ("vocal", "accompaniment", False)
     assert vocal.loss_N.tolist() == losses and vocal.tokens_N[-1] == 118 * 1024
-    assert vocal.last.value == pytest.approx(np.mean(losses[-20:]))
+    mean, half = np.mean(losses[-20:]), stats.t.ppf(0.975, len(losses[-20:]) - 1) * stats.sem(losses[-20:])
+    last = vocal.last
+    assert (last.value, last.low, last.high) == pytest.approx((mean, mean - half, mean + half), rel=1e-12)
+    assert replace(vocal, loss_N=np.array([3.0])).last == Interval(3.0)
     shutil.rmtree(own_run / "checkpoints")
     assert "its own training data" in unmeasured(gate(own_run, Thresholds.load(), EFFORT), "held-out loss")
     (own_run / "metrics.jsonl").write_text("")
