@@ -75,16 +75,17 @@ def loss_curves(run: Path, recipe: Recipe) -> list[LossCurve]:
     except FileNotFoundError:
         raise InputError(run, f"has no {METRICS}", "name the folder of a run that has begun") from None
     for prefix in ("validation/loss/", "loss/"):
-        found = [line for line in lines if any(f"{prefix}{kind}" in line for kind in COARSE_GROUPS)]
-        if found:
-            return _curves(found, prefix, phase_spans(recipe))
+        curves = _curves(lines, prefix, phase_spans(recipe))
+        if curves:
+            return curves
     raise InputError(run / METRICS, "has no loss of audio tokens yet", "wait until it has, or train on songs")
 
 
 def _curves(lines: list[dict[str, Any]], prefix: str, spans: list[PhaseSpan]) -> list[LossCurve]:
     curves = []
     for kind in COARSE_GROUPS:
-        of_kind = [(line["step"], line[f"{prefix}{kind}"]) for line in lines if f"{prefix}{kind}" in line]
+        of_kind = [(line["step"], line.get(f"{prefix}{kind}")) for line in lines]
+        # A loss that was no finite number is logged as null.
         points = [(*_place(step, spans), loss) for step, loss in of_kind if loss is not None]
         if points:
             tokens, contexts, losses = map(np.array, zip(*points, strict=True))
