@@ -132,8 +132,12 @@ def runs_in(folders: list[Path]) -> list[RunLines]:
     for folder in folders:
         if not folder.is_dir():
             raise InputError(folder, "no such folder", "name a run folder, or a folder of them")
-        below = [] if (folder / METRICS).is_file() else sorted(folder.glob(f"*/{METRICS}"))
-        if not below:
-            found.append(RunLines(folder))
-        found += [RunLines(path.parent) for path in below]
+        found += map(RunLines, run_folders(folder) or [folder])
     return found
+
+
+def run_folders(folder: Path) -> list[Path]:
+    """The folder itself where it is a run, else the runs right below it, by name."""
+    if (folder / METRICS).is_file():
+        return [folder]
+    return sorted(path.parent for path in folder.glob(f"*/{METRICS}"))

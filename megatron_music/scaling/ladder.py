@@ -2,7 +2,7 @@
 
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from megatron_music.vocabulary.vocabulary import Vocabulary
 
 LADDER = "ladder.json"
 SUBMIT = "submit.sh"
+RUNS = "runs"
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ def write_ladder(
     recipe, path, out = Recipe.load(path, list(overrides)), Path(path).resolve(), Path(out).resolve()
     if recipe.lora is not None:
         raise InputError(f"{path}: lora", "trains adapters; a ladder is of whole networks", "leave `lora` out")
-    runs = recipe.run if any(text.startswith("run=") for text in overrides) else out / "runs"
+    runs = recipe.run if any(text.startswith("run=") for text in overrides) else out / RUNS
     with naming_faults(path):
         rungs = [
             _rung(recipe, size, ratio, rule, out, runs, gpus, gpu_named(gpu), mfu)
@@ -89,6 +90,32 @@ def write_ladder(
     # Last: a folder that has it has all of the ladder.
     write_json(out / LADDER, content)
     return rungs
+
+
+@dataclass(frozen=True)
+class LadderRun:
+    """A run that ``ladder.json`` names, begun or not; ``parameters`` and ``tokens`` as of ``Rung``."""
+
+    name: str
+    folder: Path
+    parameters: int
+    tokens: int
+
+
+def read_ladder(folder: Path) -> list[LadderRun]:
+    """The runs of the ladder in ``folder``; raises InputError where its ``ladder.json`` is none."""
+    path = folder / LADDER
+    try:
+        runs = [LadderRun(str(rung["name"]), Path(rung["run"]), int(rung["parameters"]), int(rung["tokens"]))
+                for rung in read_json(path)["rungs"]]  # fmt: skip
+    except (KeyError, TypeError, ValueError):
+        raise InputError(path, "is not a ladder", "write it again with `megatron-music predict ladder`") from None
+    # A ladder may have been moved with its runs in it.
+    moved = [folder / RUNS / run.name for run in runs]
+    return [
+        replace(run, folder=there) if there.is_dir() and not run.folder.is_dir() else run
+        for run, there in zip(runs, moved, strict=True)
+    ]
 
 
 def ladder_table(rungs: Sequence[Rung], gpu: str) -> str:

@@ -5,13 +5,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from megatron_music.cluster.run_lines import has_ended, measured_lines
+from megatron_music.cluster.run_lines import has_ended, measured_lines, run_folders
 from megatron_music.errors import InputError
-from megatron_music.files import read_json
 from megatron_music.recipe.phases import phase_spans, step_at
 from megatron_music.recipe.recipe import Recipe
 from megatron_music.scaling.counts import Counted, parameters_of, run_flops
-from megatron_music.scaling.ladder import LADDER
+from megatron_music.scaling.ladder import LADDER, read_ladder
 from megatron_music.tables import short_count
 from megatron_music.training.events import METRICS
 from megatron_music.vocabulary.vocabulary import Vocabulary
@@ -85,20 +84,18 @@ def read_points(paths: Sequence[Path], options: Options) -> list[Point]:
 
 
 def _runs_of(folder: Path, unfinished: bool) -> list[Path]:
-    """The folder itself, the runs of the ladder that it holds (where ``unfinished``: that began), or those below it."""
-    if (folder / METRICS).is_file():
-        return [folder]
+    """The runs of the ladder that the folder holds (where ``unfinished``: that began), itself, or the runs below it."""
     if (folder / LADDER).is_file():
-        runs = [Path(rung["run"]) for rung in read_json(folder / LADDER)["rungs"]]
+        runs = [rung.folder for rung in read_ladder(folder)]
         begun = [run for run in runs if (run / METRICS).is_file()]
         missing = next((run for run in runs if run not in begun), None)
         if missing is not None and not (unfinished and begun):
             raise InputError(missing, "this rung has not been trained", "train it, or do without it: --unfinished")
         return begun
-    below = sorted(path.parent for path in folder.glob(f"*/{METRICS}"))
-    if not below:
+    found = run_folders(folder)
+    if not found:
         raise InputError(folder, f"holds no run: no {METRICS} in it or right below it", "name run folders or a table")
-    return below
+    return found
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,9 @@ from typing import Any
 from megatron_music.cluster.run_lines import RunLines, runs_in
 from megatron_music.cluster.status import status_of
 from megatron_music.errors import InputError
-from megatron_music.files import read_json
 from megatron_music.recipe.recipe import Recipe
 from megatron_music.scaling.counts import parameters_of
-from megatron_music.scaling.ladder import LADDER
+from megatron_music.scaling.ladder import LADDER, read_ladder
 from megatron_music.tables import short_count, table
 from megatron_music.training.events import METRICS
 
@@ -60,21 +59,12 @@ def read_runs(folders: Sequence[str | Path]) -> list[ComparedRun]:
 
 
 def _of_ladder(folder: Path) -> list[ComparedRun]:
-    path = folder / LADDER
-    try:
-        rungs = [(str(rung["name"]), Path(rung["run"]), int(rung["parameters"]), int(rung["tokens"]))
-                 for rung in read_json(path)["rungs"]]  # fmt: skip
-    except (KeyError, TypeError, ValueError):
-        raise InputError(path, "is not a ladder", "write it again with `megatron-music predict ladder`") from None
-    runs = []
-    for name, run, parameters, tokens in rungs:
-        # A ladder may have been moved with its runs in it.
-        run = run if run.is_dir() or not (folder / "runs" / name).is_dir() else folder / "runs" / name
-        if (run / METRICS).is_file():
-            runs.append(_of_run(RunLines(run), name))
-        else:
-            runs.append(ComparedRun(name, str(run), NOT_STARTED, parameters, 0, tokens))
-    return runs
+    return [
+        _of_run(RunLines(rung.folder), rung.name)
+        if (rung.folder / METRICS).is_file()
+        else ComparedRun(rung.name, str(rung.folder), NOT_STARTED, rung.parameters, 0, rung.tokens)
+        for rung in read_ladder(folder)
+    ]
 
 
 def _of_run(lines: RunLines, name: str | None = None) -> ComparedRun:

@@ -92,6 +92,13 @@ def write_run(recipe_file, folder, ended=True, **fields):
     return recipe
 
 
+def write_ladder_file(folder, *runs):
+    """A ladder of runs at these paths in its folder."""
+    rungs = [{"name": run.split("/")[-1], "run": str(folder / run), "parameters": 1, "tokens": 1} for run in runs]
+    (folder / "ladder.json").write_text(json.dumps({"rungs": rungs}))
+    return folder
+
+
 def test_a_run_is_a_point_at_its_end(bare_recipe, tmp_path):
     recipe = write_run(bare_recipe, tmp_path / "run")
     last = phase_spans(recipe)[-1]
@@ -134,15 +141,25 @@ def test_an_unfinished_run_is_named_with_its_tokens_or_taken_as_it_is(bare_recip
     measured = half // 20 * 20
     assert point.tokens == measured * 512 and point.losses["loss"] == pytest.approx(6 - measured / 1000)
     assert point.learning_rate_left == 1.0
-    rungs = [{"run": str(tmp_path / name)} for name in ("run", "not_begun")]
-    (tmp_path / "ladder.json").write_text(json.dumps({"rungs": rungs}))
-    assert read_points([tmp_path], Options(unfinished=True)) == [point]
+    ladder = write_ladder_file(tmp_path, "run", "not_begun")
+    assert read_points([ladder], Options(unfinished=True)) == [point]
+
+
+def test_a_ladder_that_was_moved_finds_its_runs(bare_recipe, tmp_path):
+    (tmp_path / "before" / "runs").mkdir(parents=True)
+    write_run(bare_recipe, tmp_path / "before" / "runs" / "20M_20x")
+    write_ladder_file(tmp_path / "before", "runs/20M_20x").rename(tmp_path / "after")
+    (point,) = read_points([tmp_path / "after"], Options())
+    assert (point.name, point.learning_rate_left) == ("20M_20x", pytest.approx(1e-4 / 5e-3, rel=0.02))
+    (tmp_path / "after" / "ladder.json").write_text('{"rungs": [{"name": "x"}]}')
+    with pytest.raises(InputError, match="ladder.json: is not a ladder; write it again"):
+        read_points([tmp_path / "after"], Options())
 
 
 def test_folders_without_runs_are_one_line(tmp_path):
     with pytest.raises(InputError, match="holds no run: no metrics.jsonl in it or right below it"):
         read_points([tmp_path], Options())
-    (tmp_path / "ladder.json").write_text(json.dumps({"rungs": [{"run": str(tmp_path / "runs" / "20M_20x")}]}))
+    write_ladder_file(tmp_path, "runs/20M_20x")
     with pytest.raises(InputError, match="20M_20x: this rung has not been trained; train it"):
         read_points([tmp_path], Options(unfinished=True))
     (tmp_path / "run").mkdir()
