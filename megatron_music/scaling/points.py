@@ -136,7 +136,8 @@ class _Run:
                 flops=run_flops(self.recipe, size) if point.tokens == spans[-1].last_token else None,
             )
             for point in found
-            if point is found[-1] or point.learning_rate_left <= DECAYED
+            # The rate is not known where no step before had a loss that was a number.
+            if point is found[-1] or (point.learning_rate_left is not None and point.learning_rate_left <= DECAYED)
         ]
 
     def _last_step(self, held_out: bool) -> int:
@@ -170,7 +171,9 @@ class _Run:
 
 def _losses(lines: Sequence[dict[str, Any]], prefix: str) -> dict[str, float]:
     """Mean nats by name: ``loss``, and by kind those of ``loss/vocal``, ... that every line has."""
-    names = [name for name in lines[0] if name == f"{prefix}loss" or name.startswith(f"{prefix}loss/")]
+    names = [
+        name for name in (lines[0] if lines else ()) if name == f"{prefix}loss" or name.startswith(f"{prefix}loss/")
+    ]
     found = {}
     for name in names:
         values = [line.get(name) for line in lines]

@@ -128,6 +128,16 @@ def test_ends_of_phases_count_where_the_rate_had_decayed(bare_recipe, tmp_path):
     assert first.name.startswith("decayed at ") and last.name == "decayed"
     assert first.losses["loss"] == pytest.approx(6 - spans[0].last_step / 1000)
     assert (first.flops, last.flops > 0) == (None, True)
+    # Of a phase without a loss that was a number nothing is known.
+    metrics = tmp_path / "decayed" / "metrics.jsonl"
+    lines = [json.loads(line) for line in metrics.read_text().splitlines()[:-1]]
+    for line in lines:
+        if line["step"] <= spans[0].last_step:
+            line |= {name: None for name in line if "loss" in name}
+    metrics.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    for loss in ("held_out", "training"):
+        (point,) = read_points([tmp_path / "decayed"], Options(phase_ends=True, loss=loss))
+        assert (point.name, point.tokens) == ("decayed", spans[1].last_token)
 
 
 def test_an_unfinished_run_is_named_with_its_tokens_or_taken_as_it_is(bare_recipe, tmp_path):
