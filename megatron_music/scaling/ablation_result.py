@@ -4,7 +4,7 @@ Losses are of whole held-out songs, read from their beginning, in nats a second 
 tracks and forms of document share. Both sides read the same songs, so that the difference is taken song by song.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -172,9 +172,9 @@ def differences(
 ) -> dict[str, dict[str, Any]]:
     """Second side minus first, by measure: the mean over seeds, each seed's own, and a 95% interval over songs.
 
-    Whole songs are drawn with replacement, all excerpts and takes of one together (an id up to its first dot), the same
-    for both sides and all seeds. The interval does not hold what another seed would have changed: that shows in
-    ``by_seed``.
+    Of the songs that have the measure on both sides. Whole songs are drawn with replacement, all excerpts and takes of
+    one together (an id up to its first dot), the same for both sides and all seeds; one song alone has no interval. It
+    does not hold what another seed would have changed: that shows in ``by_seed``.
     """
     seeds = [seed for seed in first if seed in second]
     found: dict[str, dict[str, Any]] = {
@@ -183,24 +183,31 @@ def differences(
         )
     }
     shared = sorted(set.intersection(*(set(side[seed]["songs"]) for side in (first, second) for seed in seeds)))
-    titles: dict[str, list[str]] = {}
-    for id in shared:
-        titles.setdefault(id.split(".")[0], []).append(id)
-    generator = np.random.default_rng(0)
-    drawn = [
-        [id for title in generator.choice(list(titles), len(titles)) for id in titles[title]] for _ in range(draws)
-    ]
     for name, measure in _BY_SONG.items():
 
         def difference(ids: Sequence[str], measure=measure) -> list[float] | None:
             pairs = [(measure(first[s]["songs"], ids), measure(second[s]["songs"], ids)) for s in seeds]
             return None if any(None in pair for pair in pairs) else [b - a for a, b in pairs]
 
-        by_seed = difference(shared)
-        if by_seed is not None:
-            low, high = np.quantile([np.mean(difference(ids)) for ids in drawn], [0.025, 0.975])
-            found[name] = _plain(by_seed) | {"low": float(low), "high": float(high)}
+        measured = [id for id in shared if difference([id]) is not None]
+        if measured:
+            found[name] = _plain(difference(measured))
+            drawn = [np.mean(difference(ids)) for ids in _drawn(measured, draws)]
+            if drawn:
+                low, high = np.quantile(drawn, [0.025, 0.975])
+                found[name] |= {"low": float(low), "high": float(high)}
     return {name: found[name] for name in MEASURES if name in found}
+
+
+def _drawn(ids: Sequence[str], draws: int) -> Iterator[list[str]]:
+    """The ids of whole songs, drawn as often as there are songs; nothing where there is one alone."""
+    titles: dict[str, list[str]] = {}
+    for id in ids:
+        titles.setdefault(id.split(".")[0], []).append(id)
+    generator = np.random.default_rng(0)
+    if len(titles) > 1:
+        for _ in range(draws):
+            yield [id for title in generator.choice(list(titles), len(titles)) for id in titles[title]]
 
 
 def _plain(by_seed: list[float]) -> dict[str, Any]:

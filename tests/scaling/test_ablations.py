@@ -219,6 +219,24 @@ def test_differences_are_paired_by_song():
     assert list(found) == ["nats_per_token", "nats_per_second", "invalid_token_share"]
 
 
+def test_differences_of_songs_that_have_the_measure():
+    def side(shift: float) -> dict:
+        row = {"nats": 80.0, "tokens": 40, "seconds": 4.0}
+        lent = {"swapped": 2.0 * shift, "swapped_seconds": 4.0}
+        # Another's lyrics for two songs; of `c` too little to tell, and of `d` on the first side alone.
+        songs = {"a.e0": row | lent, "b.e0": row | lent, "c.e0": row | {"swapped": 0.0, "swapped_seconds": 0.0}}
+        songs["d.e0"] = row | (lent if shift == 1 else {})
+        return {1: {"songs": songs, "invalid_token_share": 0.0}}
+
+    found = differences(side(1), side(3))["swapped_nats_per_second"]
+    assert found == {"value": 1.0, "by_seed": [1.0], "low": 1.0, "high": 1.0}
+    for of_side in (first := side(1), second := side(3)):
+        del of_side[1]["songs"]["b.e0"]
+    found = differences(first, second)
+    assert found["swapped_nats_per_second"] == {"value": 1.0, "by_seed": [1.0]}
+    assert found["nats_per_second"] == {"value": 0.0, "by_seed": [0.0], "low": 0.0, "high": 0.0}
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
