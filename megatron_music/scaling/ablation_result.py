@@ -50,8 +50,8 @@ def measure_side(recipe: Recipe, side: "Side", positions: int, seed: int) -> dic
     from megatron_music.vocabulary.grammar import AudioGrammar
 
     model = recipe.run / "hf"
-    if not model.is_dir():
-        export_checkpoint(recipe.run, model, dtype="float32")
+    # Anew, whatever lies there: it may be of an earlier checkpoint.
+    export_checkpoint(recipe.run, model, dtype="float32")
     folder = ModelFolder.open(model)
     network, start = folder.network(), folder.vocabulary.special("<EOD>")
     context = recipe.phases[-1].context_tokens

@@ -6,7 +6,7 @@ seed; sides of several ablations that come to the same recipe share their runs.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,6 +21,7 @@ from megatron_music.files import read_json, read_yaml, write_json
 from megatron_music.progress import console
 from megatron_music.recipe.fields import RelativePath, Strict
 from megatron_music.recipe.recipe import Recipe, naming_faults, parse_strict
+from megatron_music.training.run_folder import RunFolder
 
 
 class Side(Strict):
@@ -172,6 +173,9 @@ def run_ablations(
                 check(recipe, processes or recipe.layout.model_processes)
                 for name in options.sources.values():
                     read_stock(recipe.corpus, name)
+                for seed in rounds[ablation.name]:
+                    # Of a run that has ended nothing else would tell that it was of another corpus.
+                    RunFolder(ablation.recipe(side, seed, out).run).check_corpus(recipe)
     with workplace(out):
         return _run_all(by_name, rounds, out, processes, positions)
 
@@ -202,7 +206,8 @@ def _side(ablation: Ablation, side: str, seed: int, out: Path, processes: int | 
 
         console.print(f"{ablation.name}: training {side}, seed {seed}, in {recipe.run}")
         train(recipe, processes)
-    asked = fingerprint.of_value([MEASURING, options.sources, options.tracks, positions, seed])
+    sources = {field: asdict(read_stock(recipe.corpus, name)) for field, name in options.sources.items()}
+    asked = fingerprint.of_value([MEASURING, options.sources, sources, options.tracks, positions, seed])
     path = recipe.run / f"measured.{asked}.json"
     if not path.is_file():
         console.print(f"{ablation.name}: measuring {side}, seed {seed}")

@@ -152,6 +152,15 @@ def test_one_runs_to_its_end_and_again_does_nothing(place, tmp_path, monkeypatch
     monkeypatch.setattr("megatron_music.training.run.train", never)
     monkeypatch.setattr("megatron_music.scaling.ablation_result.measure_side", never)
     assert run_ablations([file], tmp_path, seeds=[1], overrides=TINY, processes=1, positions=16) == results
+    # Sources that were built again since: what is measured on, and what was trained on.
+    for name, kind, what in (("reference_held_out", AssertionError, "measured again"),
+                             ("reference", InputError, "reference: is not what it was when the run in ")):  # fmt: skip
+        sidecar = place / "runs" / "ablations" / "corpus" / f"{name}.json"
+        before = sidecar.read_text()
+        sidecar.write_text(json.dumps(json.loads(before) | {"fingerprint": "another"}))
+        with pytest.raises(kind, match=what):
+            run_ablations([file], tmp_path, seeds=[1], overrides=TINY, processes=1, positions=16)
+        sidecar.write_text(before)
 
 
 def _assert_measures(found: dict, recipe: Recipe, side) -> None:
