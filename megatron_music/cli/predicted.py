@@ -15,11 +15,6 @@ predict = typer.Typer(
 app.add_typer(predict, name="predict")
 
 
-@predict.callback()
-def options() -> None:
-    """Know at 0.5B whether 7B is worth its GPUs."""
-
-
 @predict.command(epilog="Example: megatron-music predict gate runs/yue_0.5b --check")
 def gate(
     run: Annotated[Path, typer.Argument(help="Run folder; the run may be training.")],

@@ -33,7 +33,7 @@ class HeldOut:
     seconds: float
 
 
-def code_losses(path: Path, one: Contender, thresholds: Thresholds | None = None) -> dict[str, Any]:
+def code_losses(path: Path, one: Contender) -> dict[str, Any]:
     """``class`` and its ``limits``; where a run is named also ``language_model`` and ``verdict``.
 
     Args:
@@ -41,11 +41,9 @@ def code_losses(path: Path, one: Contender, thresholds: Thresholds | None = None
 
     Raises InputError where the run has no held-out loss yet, or was trained on codes of another codec.
     """
-    thresholds = thresholds or Thresholds.load()
+    thresholds = Thresholds.load()
     tokens = one.entry.tokens or _class_of(path, one, thresholds)
-    limit = thresholds.loss.classes[tokens].scaled(
-        math.log(one.range.codebook_size) / math.log(thresholds.loss.codebook_size)
-    )
+    limit = thresholds.loss_limit(one.range, tokens)
     invalid = thresholds.measures["invalid"]
     about = {"class": tokens, "limits": {"loss": _limits(limit), "invalid": _limits(invalid)}}
     if one.entry.run is None:

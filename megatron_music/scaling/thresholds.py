@@ -5,12 +5,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Literal, Self
 
-from pydantic import Field, TypeAdapter, ValidationError, model_validator
+from pydantic import Field, model_validator
 
 from megatron_music.errors import InputError
 from megatron_music.evaluation.intervals import Interval
 from megatron_music.files import read_yaml
-from megatron_music.recipe.fields import Count, Strict
+from megatron_music.recipe.fields import Strict, parse_count
 from megatron_music.recipe.recipe import parse_strict
 from megatron_music.vocabulary.vocabulary import CodecRange
 
@@ -125,9 +125,12 @@ class Thresholds(Strict):
                              f"{', '.join(self.loss.classes)}")  # fmt: skip
         return self.codecs[codec.name].tokens
 
-    def loss_limit(self, codec: CodecRange) -> Limit:
-        """The limit of a loss in nats, as the same share of ln(codes) for every size of codebook."""
-        limit = self.loss.classes[self.class_of(codec)]
+    def loss_limit(self, codec: CodecRange, tokens: str | None = None) -> Limit:
+        """The limit of a loss in nats, as the same share of ln(codes) for every size of codebook.
+
+        ``tokens`` is a class in place of the codec's. Raises InputError as ``class_of`` does.
+        """
+        limit = self.loss.classes[tokens or self.class_of(codec)]
         return limit.scaled(math.log(codec.codebook_size) / math.log(self.loss.codebook_size))
 
 
@@ -136,9 +139,9 @@ def budget_tokens(text: str | None) -> int | None:
     if text is None:
         return None
     try:
-        tokens = TypeAdapter(Count).validate_python(text)
-    except ValidationError as error:
-        raise InputError("--budget", str(error.errors()[0]["ctx"]["error"])) from None
+        tokens = parse_count(text)
+    except ValueError as error:
+        raise InputError("--budget", str(error)) from None
     if tokens < 1:
         raise InputError("--budget", f"{text} is no budget", "name a count such as 70B")
     return tokens
