@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from megatron_music.cluster.plan import Plan
-from megatron_music.files import atomic_path
-from megatron_music.pages.plots import COLOURS
+from megatron_music.pages.plots import COLOURS, draw_png
 from megatron_music.recipe.phases import PhaseSpan, learning_rate_at, phase_spans
 from megatron_music.tables import short_count
 
@@ -20,7 +19,6 @@ if TYPE_CHECKING:
 _TINTS = 0.0, 0.45, 0.7
 """Shares of white, for sources of one task."""
 _POINTS = 200
-_DPI = 130
 
 
 def draw(plan: Plan, folder: Path) -> list[Path]:
@@ -28,23 +26,14 @@ def draw(plan: Plan, folder: Path) -> list[Path]:
     spans = phase_spans(plan.recipe)
     drawn = []
     for name, height, draw_one in (("learning_rate", 2.8, _learning_rate), ("mixture", 4.2, _mixture)):
-        path = Path(folder) / f"{name}.png"
-        _write(path, height, draw_one, plan, spans)
-        drawn.append(path)
+
+        def draw_phases(axes: "Axes", draw_one=draw_one) -> None:
+            draw_one(axes, plan, spans)
+            _phases(axes, spans)
+            axes.figure.suptitle(plan.recipe.name, x=0.01, ha="left", fontsize=10)
+
+        drawn.append(draw_png(Path(folder) / f"{name}.png", height, draw_phases))
     return drawn
-
-
-def _write(path: Path, height: float, draw_one, plan: Plan, spans: list[PhaseSpan]) -> None:
-    # Of a figure of its own: pyplot would look for a screen.
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(9.6, height), layout="constrained")
-    axes = figure.add_subplot()
-    draw_one(axes, plan, spans)
-    _phases(axes, spans)
-    figure.suptitle(plan.recipe.name, x=0.01, ha="left", fontsize=10)
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, dpi=_DPI)
 
 
 def _phases(axes: "Axes", spans: list[PhaseSpan]) -> None:
@@ -52,8 +41,6 @@ def _phases(axes: "Axes", spans: list[PhaseSpan]) -> None:
     axes.set_xlim(0, len(spans))
     axes.set_xticks(range(len(spans) + 1), [short_count(tokens) for tokens in (0, *(s.last_token for s in spans))])
     axes.set_xlabel("tokens (phases drawn equally wide)", fontsize=9)
-    axes.tick_params(labelsize=9)
-    axes.spines[["top", "right"]].set_visible(False)
     for index, span in enumerate(spans):
         if index:
             axes.axvline(index, color="0.6", linewidth=0.8, linestyle=":")

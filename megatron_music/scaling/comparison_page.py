@@ -1,12 +1,12 @@
 """A comparison as a folder: JSON, pictures, and one page with the pictures in it."""
 
-import base64
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from megatron_music.files import atomic_path, write_json, write_text
+from megatron_music.files import write_json, write_text
 from megatron_music.pages import render
+from megatron_music.pages.plots import COLOURS, draw_png, png_address
 from megatron_music.recipe.recipe import Recipe
 from megatron_music.scaling.comparison import CAVEATS, MEASURES, codec_rows, reconstruction_rows, verdict_rows
 from megatron_music.scaling.curve import loss_curves
@@ -19,19 +19,18 @@ if TYPE_CHECKING:
 
 PAGE, RUNS_FORMAT = "comparison.html", "megatron-music runs side by side"
 _TEMPLATE = Path(__file__).parent / "page" / "comparison.html"
-_COLOURS = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"
-"""Okabe and Ito's, without black and yellow (https://jfly.uni-koeln.de/color/)."""
+_COLOURS = [COLOURS[at] for at in (5, 6, 2, 3, 1, 0)]
+"""Those that are easiest to tell from white first, and no yellow: lines are thin."""
 _STYLES = "-", "--", "-.", ":"
-_DPI = 130
 
 
 def write_comparison(comparison: dict[str, Any], out: Path) -> Path:
     """Writes the pictures and the page of a bake-off into ``out``, where its JSON already lies; returns the page."""
     codecs, track = comparison["codecs"], comparison["tracks"][0]
-    pictures = [_picture(out / "rate.png", lambda axes: _rate(axes, codecs, track), 4.2),
-                _picture(out / "bands.png", lambda axes: _bands(axes, codecs, track), 3.6)]  # fmt: skip
+    pictures = [draw_png(out / "rate.png", 4.2, lambda axes: _rate(axes, codecs, track)),
+                draw_png(out / "bands.png", 3.6, lambda axes: _bands(axes, codecs, track))]  # fmt: skip
     if any("language_model" in codec for codec in codecs.values()):
-        pictures.append(_picture(out / "loss.png", lambda axes: _bits(axes, codecs), 3.6))
+        pictures.append(draw_png(out / "loss.png", 3.6, lambda axes: _bits(axes, codecs)))
     tables = [("Verdict", "The deck's table, in brackets, below these codecs. `go below` is the class' limit at this "
                "size of codebook; guessing is what the same tokens cost a model that knows nothing.",
                verdict_rows(codecs), 2),
@@ -53,7 +52,7 @@ def write_runs(runs: Sequence[ComparedRun], out: Path) -> Path:
     curves = [(run.name, curve) for run in runs if set(run.losses) & set(COARSE_GROUPS)
               for curve in loss_curves(Path(run.run), Recipe.load(Path(run.run) / "recipe.yaml"))]  # fmt: skip
     kinds = list(dict.fromkeys(curve.kind for _, curve in curves))
-    pictures = [_picture(out / f"{kind}.png", lambda axes, kind=kind: _losses(axes, curves, kind), 4.2)
+    pictures = [draw_png(out / f"{kind}.png", 4.2, lambda axes, kind=kind: _losses(axes, curves, kind))
                 for kind in kinds]  # fmt: skip
     return _page(
         out, "Runs side by side", f"{len(runs)} runs", [("Runs", "", runs_rows(runs), 2)], pictures, [], notes(runs)
@@ -61,24 +60,10 @@ def write_runs(runs: Sequence[ComparedRun], out: Path) -> Path:
 
 
 def _page(out: Path, title: str, subtitle: str, tables, pictures: list[Path], missing, caveats) -> Path:
-    encoded = [(path.stem, base64.b64encode(path.read_bytes()).decode()) for path in pictures]
-    values = {"title": title, "subtitle": subtitle, "tables": tables, "pictures": encoded}
+    addresses = [(path.stem, png_address(path)) for path in pictures]
+    values = {"title": title, "subtitle": subtitle, "tables": tables, "pictures": addresses}
     write_text(out / PAGE, render(_TEMPLATE, **values, missing=missing, caveats=caveats))
     return out / PAGE
-
-
-def _picture(path: Path, draw, height: float) -> Path:
-    # Of a figure of its own: pyplot would look for a screen.
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(9.6, height), layout="constrained")
-    axes = figure.add_subplot()
-    axes.tick_params(labelsize=9)
-    axes.spines[["top", "right"]].set_visible(False)
-    draw(axes)
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, dpi=_DPI)
-    return path
 
 
 def _rate(axes: "Axes", codecs: dict[str, Any], track: str) -> None:

@@ -1,6 +1,5 @@
 """What `predict fit` found, as text, as JSON, and as a folder with pictures and a page."""
 
-import base64
 import json
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -11,6 +10,7 @@ import numpy as np
 
 from megatron_music.files import write_json, write_text
 from megatron_music.pages import render
+from megatron_music.pages.plots import png_address
 from megatron_music.scaling.counts import COUNTED
 from megatron_music.scaling.fit import BOOTSTRAP, Interval, Law, Prediction
 from megatron_music.scaling.fit_pictures import draw
@@ -36,8 +36,7 @@ def show(prediction: Prediction, out: Path | None, is_json: bool) -> None:
 def write(prediction: Prediction, out: Path) -> None:
     """Writes ``fit.json``, pictures of every loss, and ``fit.html`` with all of it, which fetches nothing."""
     content = as_json(prediction)
-    drawn = {law.name: draw(law, prediction, out) for law in prediction.laws}
-    pictures = {name: [base64.b64encode(path.read_bytes()).decode() for path in paths] for name, paths in drawn.items()}
+    pictures = {law.name: list(map(png_address, draw(law, prediction, out))) for law in prediction.laws}
     write_json(out / "fit.json", content)
     headings = {"laws": LAW_HEADINGS, "frontier": FRONTIER_HEADINGS, "points": POINT_HEADINGS}
     page = render(_PAGE, fit=content, words=words(prediction), pictures=pictures, headings=headings)

@@ -6,41 +6,27 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from megatron_music.files import atomic_path
+from megatron_music.pages.plots import COLOURS, draw_png
 from megatron_music.scaling.fit import Law, Prediction, widest
 from megatron_music.tables import short_count
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-_BAND, _TARGET = "#56B4E9", "#D55E00"
-"""Of Okabe and Ito's colours (https://jfly.uni-koeln.de/color/)."""
+_BAND, _TARGET = COLOURS[0], COLOURS[6]
 _CURVES = 6
 _POINTS = 120
-_DPI = 130
 
 
 def draw(law: Law, prediction: Prediction, folder: Path) -> list[Path]:
     """Writes ``NAME_loss.png``, and ``NAME_frontier.png`` where there is a law; returns their paths."""
     name = re.sub(r"[^\w.-]+", "_", law.name)
-    drawn = [_write(Path(folder) / f"{name}_loss.png", _losses, law, prediction)]
+    drawn = [draw_png(Path(folder) / f"{name}_loss.png", 4.6, lambda axes: _losses(axes, law, prediction))]
     if law.fit is not None:
-        drawn.append(_write(Path(folder) / f"{name}_frontier.png", _frontier, law, prediction))
+        drawn.append(
+            draw_png(Path(folder) / f"{name}_frontier.png", 4.6, lambda axes: _frontier(axes, law, prediction))
+        )
     return drawn
-
-
-def _write(path: Path, draw_one, law: Law, prediction: Prediction) -> Path:
-    # Of a figure of its own: pyplot would look for a screen.
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(9.6, 4.6), layout="constrained")
-    axes = figure.add_subplot()
-    axes.tick_params(labelsize=9)
-    axes.spines[["top", "right"]].set_visible(False)
-    draw_one(axes, law, prediction)
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, dpi=_DPI)
-    return path
 
 
 def _losses(axes: "Axes", law: Law, prediction: Prediction) -> None:
