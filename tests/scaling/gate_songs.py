@@ -6,7 +6,6 @@ import numpy as np
 
 from megatron_music.corpus.indexed import IndexedWriter
 from megatron_music.recipe.recipe import Recipe
-from megatron_music.training.run import run_process
 from megatron_music.vocabulary.kinds import Kind
 from megatron_music.vocabulary.text import TextTokenizer
 from megatron_music.vocabulary.vocabulary import Vocabulary
@@ -91,9 +90,3 @@ def recipe_of(corpus: Path, run: Path, tokens: int, **fields) -> Recipe:
         "checkpoints": {"every_steps": 100, "keep": 3},
     } | fields  # fmt: skip
     return Recipe.parse(content, run.with_suffix(".yaml"))
-
-
-def train_all(recipes: list[Recipe]) -> None:
-    """Trains one recipe after another, in one process."""
-    for recipe in recipes:
-        run_process(recipe, None)

@@ -8,6 +8,7 @@ from pathlib import Path
 import gate_songs
 import numpy as np
 import pytest
+import scaling_workers
 import yaml
 from scipy import stats
 from typer.testing import CliRunner
@@ -40,7 +41,7 @@ def runs(tmp_path_factory, repository, text_tokenizer_file) -> Path:
     for name in ("learned", "shuffled"):
         corpus = gate_songs.write_corpus(folder / f"{name}_corpus", repository, text_tokenizer_file, name == "shuffled")
         recipes.append(gate_songs.recipe_of(corpus, folder / name, TOKENS))
-    launch(gate_songs.train_all, 1, recipes)
+    launch(scaling_workers.train_all, 1, recipes)
     return folder
 
 
