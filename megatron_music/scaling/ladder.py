@@ -243,7 +243,8 @@ def _submit_text(rungs: Sequence[Rung]) -> str:
              "# With --dry-run it prints the sbatch files alone.", "set -e"]  # fmt: skip
     for rung in rungs:
         gpus = rung.plan.cluster.gpus
-        nodes = -(-gpus // NODE_GPUS)
+        # The fewest that have as many GPUs each.
+        nodes = next(nodes for nodes in range(-(-gpus // NODE_GPUS), gpus + 1) if gpus % nodes == 0)
         lines.append(
             f'megatron-music submit {shlex.quote(str(rung.path))} --nodes {nodes} --gpus-per-node {gpus // nodes} "$@"'
         )

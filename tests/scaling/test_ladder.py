@@ -92,6 +92,14 @@ def test_run_folders_follow_the_override(predictor, tmp_path):
     assert (str(rung.recipe.run), rung.recipe.seed) == ("/data/runs/20M_20x", 7)
 
 
+@pytest.mark.parametrize(("gpus", "nodes"), [(8, 1), (9, 3), (12, 2)])
+def test_all_gpus_of_a_rung_are_submitted(predictor, tmp_path, gpus, nodes):
+    (rung,) = write_ladder(predictor, tmp_path, "20M", "20", gpus=gpus)
+    assert rung.plan.cluster.gpus == gpus
+    line = (tmp_path / "submit.sh").read_text().splitlines()[-1]
+    assert line.endswith(f'20M_20x.yaml --nodes {nodes} --gpus-per-node {gpus // nodes} "$@"')
+
+
 def test_running_it_again_changes_nothing_and_changed_recipes_are_kept(predictor, tmp_path):
     def contents():
         return {path.name: path.read_bytes() for path in tmp_path.iterdir()}
