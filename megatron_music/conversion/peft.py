@@ -71,7 +71,6 @@ class MergedReader:
 
     def __init__(self, base: CheckpointReader, adapters: Adapters):
         self.folder, self._base, self._adapters = base.folder, base, adapters
-        self._computed: torch.dtype | None = None
 
     def best_source(self, name: str, dtype: str) -> str:
         """The name itself: master weights of the base were not what the adapters were trained on."""
