@@ -73,11 +73,12 @@ def _kept(
     row = read_json(path)
     lyrics = lyrics_text(song) if track != "accompaniment" else ""
     if hearing is not None and lyrics:
-        after = folder / f"{fingerprint.of_value(['heard', made, hearing.identity])}.json"
+        listener = [hearing.identity, song.language]
+        after = folder / f"{fingerprint.of_value(['heard', made, listener])}.json"
         if not after.is_file():
             decoded = one.rebuild(song, track, seconds)[1] if decoded is None else decoded
             write_json(after, hearing.words(decoded, one.sample_rate, song.language))
-        before = folder / f"{fingerprint.of_value(['heard', source, hearing.identity])}.json"
+        before = folder / f"{fingerprint.of_value(['heard', source, listener])}.json"
         if not before.is_file():
             samples = read_audio(song.audio_path(track), hearing.sample_rate)
             write_json(before, hearing.words(samples, hearing.sample_rate, song.language))

@@ -73,13 +73,9 @@ def reconstruction_rows(codecs: dict[str, dict[str, Any]], track: str) -> list[l
 def _cell(name: str, value: float | None) -> str:
     if value is None:
         return ""
-    return (
-        f"{100 * value:.1f}"
-        if name == "pitch_accuracy"
-        else f"{value:.3f}"
-        if name == "stft_distance"
-        else f"{value:.2f}"
-    )
+    if name == "pitch_accuracy":
+        return f"{100 * value:.1f}"
+    return f"{value:.3f}" if name == "stft_distance" else f"{value:.2f}"
 
 
 def verdict_rows(codecs: dict[str, dict[str, Any]]) -> list[list[str]]:

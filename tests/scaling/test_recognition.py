@@ -68,6 +68,12 @@ def test_a_codec_is_heard_and_kept(place, monkeypatch):
 
     monkeypatch.setattr(Hearing, "words", never)
     assert run_bake_off(place / "codecs.yaml", place / "out") == comparison
+    # A recogniser that is told another language hears other words.
+    before = (place / "songs.jsonl").read_text()
+    (place / "songs.jsonl").write_text(json.dumps(json.loads(before) | {"language": "de"}))
+    with pytest.raises(AssertionError, match="heard again"):
+        run_bake_off(place / "codecs.yaml", place / "out")
+    (place / "songs.jsonl").write_text(before)
 
 
 @pytest.mark.parametrize(
