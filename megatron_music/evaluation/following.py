@@ -14,21 +14,18 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from megatron_music.corpus.indexed import IndexedSource
 from megatron_music.errors import InputError
 from megatron_music.evaluation.intervals import Interval, mean_interval
-from megatron_music.evaluation.loss import check_vocabulary, padded, token_nats
+from megatron_music.evaluation.loss import check_vocabulary, window_nats
 from megatron_music.evaluation.validity import names_of_ranges
 from megatron_music.generation.models import ModelFolder
 from megatron_music.progress import track
 from megatron_music.vocabulary.kinds import AUDIO_KINDS, Kind
-
-if TYPE_CHECKING:
-    from transformers import LlamaForCausalLM
 
 POSITION_EDGES = (0, 256, 1000, 3000, 6000)
 """Positions in a song's audio, in audio ids, at which ranges begin."""
@@ -146,9 +143,7 @@ def text_following(
     for at, document in enumerate(track(chosen, "own and others' texts")):
         partners = _partners(document, chosen, pairings, rng)
         windows = list(_windows(document, [partner.texts for partner in partners], folder.positions, start))
-        scored = _scores(
-            network, [ids for window in windows for ids in window.variants], windows_at_once, device, start
-        )
+        scored = window_nats(network, (ids for window in windows for ids in window.variants), start, windows_at_once)
         for window in windows:
             own_T, *others = (next(scored) for _ in window.variants)
             audio = window.places[0]
@@ -261,17 +256,3 @@ def with_text(
         pieces.append(text)
         origins.append(np.full(len(text), -1))
     return np.concatenate(pieces), np.concatenate(origins)
-
-
-def _scores(
-    network: "LlamaForCausalLM", windows: Sequence[np.ndarray], at_once: int, device: str, filler: int
-) -> Iterator[np.ndarray]:
-    """Nats of every id but the first of each window, in turn; of windows' padding too."""
-    import torch
-
-    for first in range(0, len(windows), at_once):
-        batch = windows[first : first + at_once]
-        longest = max(map(len, batch))
-        ids_BT = np.stack([padded(ids, longest, filler) for ids in batch])
-        with torch.inference_mode():
-            yield from token_nats(network, torch.from_numpy(ids_BT).long().to(device))

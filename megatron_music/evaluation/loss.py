@@ -1,7 +1,8 @@
 """Held-out loss of an exported model by kind of token, every token scored exactly once."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from itertools import islice, tee
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -64,8 +65,6 @@ def held_out_loss(
     Raises:
         InputError: folder or source can't be read, the source was built with another vocabulary or is empty.
     """
-    import torch
-
     folder = ModelFolder.open(model)
     corpus = IndexedSource(source)
     check_vocabulary(folder, corpus)
@@ -77,14 +76,12 @@ def held_out_loss(
     network = folder.network(device, dtype)
     nats_K, tokens_K = np.zeros(len(Kind)), np.zeros(len(Kind), dtype=np.int64)
     start = folder.vocabulary.special("<EOD>")
-    batches = _batches(packed_windows(corpus, context, start), windows_at_once)
-    for windows in track(batches, "held-out loss", -(-corpus.total_tokens // (context * windows_at_once))):
-        ids_BT = np.stack([padded(ids, context + 1, start) for ids, _ in windows])
-        with torch.inference_mode():
-            losses_BT = token_nats(network, torch.from_numpy(ids_BT).long().to(device))
-        for losses_T, (_, kinds) in zip(losses_BT, windows, strict=True):
-            np.add.at(nats_K, kinds, losses_T[: len(kinds)])
-            tokens_K += np.bincount(kinds, minlength=len(Kind))
+    windows, again = tee(packed_windows(corpus, context, start))
+    scored = window_nats(network, (ids for ids, _ in windows), start, windows_at_once, context + 1)
+    count = -(-corpus.total_tokens // context)
+    for (_, kinds), nats_T in track(zip(again, scored, strict=True), "held-out loss", count):
+        np.add.at(nats_K, kinds, nats_T)
+        tokens_K += np.bincount(kinds, minlength=len(Kind))
     return LossByKind(nats_K, tokens_K)
 
 
@@ -115,23 +112,38 @@ def document_nats(
     Args:
         start: the id before a document's first.
     """
-    import torch
-
     windows = [
         (number, np.concatenate([[start], ids])[first : first + context + 1])
         for number, ids in enumerate(documents)
         for first in range(0, len(ids), context)
     ]
     nats: list[list[np.ndarray]] = [[] for _ in documents]
-    batches = _batches(iter(windows), windows_at_once)
-    for batch in track(batches, "loss by document", -(-len(windows) // windows_at_once)):
-        longest = max(len(ids) for _, ids in batch)
-        ids_BT = torch.from_numpy(np.stack([padded(ids, longest, start) for _, ids in batch])).long()
-        with torch.inference_mode():
-            losses_BT = token_nats(network, ids_BT.to(network.device))
-        for (number, ids), losses_T in zip(batch, losses_BT, strict=True):
-            nats[number].append(losses_T[: len(ids) - 1])
+    scored = window_nats(network, (ids for _, ids in windows), start, windows_at_once)
+    for (number, _), nats_T in track(zip(windows, scored, strict=True), "loss by document", len(windows)):
+        nats[number].append(nats_T)
     return [np.concatenate(parts) if parts else np.zeros(0) for parts in nats]
+
+
+def window_nats(
+    network: "LlamaForCausalLM", windows: Iterable[np.ndarray], filler: int, at_once: int, length: int | None = None
+) -> Iterator[np.ndarray]:
+    """Nats of every id but the first of each window, float64 (N - 1,), window by window.
+
+    Args:
+        windows: ids (N,), read ``at_once`` side by side.
+        filler: the id that shorter ones are padded with; what stands behind a window changes nothing in it.
+        length: ids that they are padded to; None takes the longest of those side by side.
+    """
+    import torch
+
+    windows = iter(windows)
+    while batch := list(islice(windows, at_once)):
+        longest = max(map(len, batch)) if length is None else length
+        ids_BT = torch.from_numpy(np.stack([_padded(ids, longest, filler) for ids in batch])).long()
+        with torch.inference_mode():
+            nats_BT = token_nats(network, ids_BT.to(network.device))
+        for ids, nats_T in zip(batch, nats_BT, strict=True):
+            yield nats_T[: len(ids) - 1]
 
 
 def check_vocabulary(folder: ModelFolder, source: IndexedSource) -> None:
@@ -159,17 +171,6 @@ def token_nats(network: "LlamaForCausalLM", ids_BT: "torch.Tensor") -> np.ndarra
     return torch.cat(parts).view(len(ids_BT), -1).double().cpu().numpy()
 
 
-def padded(ids: np.ndarray, length: int, filler: int) -> np.ndarray:
+def _padded(ids: np.ndarray, length: int, filler: int) -> np.ndarray:
     """Ids (N,) with ``filler`` behind them, (length,)."""
     return np.concatenate([ids, np.full(length - len(ids), filler, dtype=ids.dtype)])
-
-
-def _batches(windows: Iterator, size: int) -> Iterator[list]:
-    batch: list = []
-    for window in windows:
-        batch.append(window)
-        if len(batch) == size:
-            yield batch
-            batch = []
-    if batch:
-        yield batch

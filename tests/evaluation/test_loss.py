@@ -10,7 +10,7 @@ import torch
 from megatron_music.corpus import fingerprint
 from megatron_music.corpus.indexed import IndexedSource, IndexedWriter
 from megatron_music.errors import InputError
-from megatron_music.evaluation.loss import held_out_loss, packed_windows
+from megatron_music.evaluation.loss import document_nats, held_out_loss, packed_windows, token_nats, window_nats
 from megatron_music.generation.models import ModelFolder
 from megatron_music.vocabulary.kinds import AUDIO_KINDS, Kind
 
@@ -63,6 +63,35 @@ def test_loss_equals_the_networks_own_window_by_window(make_model, tmp_path, win
     assert found.audio == pytest.approx(nats[np.isin(kinds, AUDIO_KINDS)].mean(), rel=1e-4)
     assert set(found.groups()) == {"text", "special", "vocal", "accompaniment"}
     assert found.mean([Kind.MIX]) is None
+
+
+@pytest.mark.parametrize("length", [None, 12])
+def test_windows_are_read_side_by_side_padded_to_one_length(make_model, length):
+    """Bit for bit what ``token_nats`` gives of the padded rows, and of each window alone but for rounding."""
+    network = ModelFolder.open(make_model("model", positions=24)).network()
+    rng = np.random.default_rng(0)
+    windows = [rng.integers(0, 370, size) for size in (9, 12, 4, 2, 7)]
+    found = list(window_nats(network, iter(windows), EOD, 2, length))
+    assert [len(nats_T) for nats_T in found] == [8, 11, 3, 1, 6]
+    for first, padded_to in ((0, 12), (2, 4), (4, 7)):
+        rows = [[*ids, *[EOD] * ((length or padded_to) - len(ids))] for ids in windows[first : first + 2]]
+        with torch.inference_mode():
+            expected_BT = token_nats(network, torch.tensor(rows))
+        for nats_T, expected_T in zip(found[first : first + 2], expected_BT, strict=True):
+            np.testing.assert_array_equal(nats_T, expected_T[: len(nats_T)])
+    for nats_T, ids in zip(found, windows, strict=True):
+        np.testing.assert_allclose(nats_T, next(window_nats(network, [ids], EOD, 1)), rtol=1e-4)
+    assert list(window_nats(network, [], EOD, 2)) == []
+
+
+def test_documents_are_read_alone_and_cut_at_the_context(make_model):
+    network = ModelFolder.open(make_model("model", positions=24)).network()
+    documents = [np.random.default_rng(size).integers(0, 370, size).astype(np.int32) for size in (50, 0, 24, 3)]
+    found = document_nats(network, documents, EOD, 24)
+    for ids, nats_N in zip(documents, found, strict=True):
+        whole = np.concatenate([[EOD], ids])
+        parts = [next(window_nats(network, [whole[at : at + 25]], EOD, 1)) for at in range(0, len(ids), 24)]
+        np.testing.assert_allclose(nats_N, np.concatenate([*parts, []]), rtol=1e-4)
 
 
 def test_a_shorter_context_is_used_and_a_longer_one_refused(make_model, tmp_path):
