@@ -36,3 +36,12 @@ def of_stat(path: str | Path) -> tuple[int, int] | None:
     except (OSError, ValueError):
         return None
     return stat.st_size, stat.st_mtime_ns
+
+
+def of_stats(path: str | Path) -> list[tuple[str, tuple[int, int] | None]]:
+    """Names, sizes and times of a file, or of all files below a folder; of what is neither, such as a hub name, none.
+
+    In place of ``of_folder`` for weights of many gigabytes.
+    """
+    files = [Path(path), *sorted(Path(path).rglob("*"))]
+    return [(str(file), of_stat(file)) for file in files if file.is_file()]

@@ -18,8 +18,8 @@ from megatron_music.corpus import fingerprint
 from megatron_music.documents.tracks import TrackOptions
 from megatron_music.documents.unconditional import INSTRUCTIONS
 from megatron_music.errors import InputError
+from megatron_music.evaluation.kept import kept_array
 from megatron_music.evaluation.probing.clips import Clip
-from megatron_music.files import atomic_path
 from megatron_music.generation.models import ModelFolder
 from megatron_music.progress import track
 from megatron_music.songs.codes import load_codes
@@ -76,7 +76,7 @@ class FeatureReader:
             raise InputError(folder.path, what, "probe a model with a longer context")
         self._network: LlamaForCausalLM | None = None
         self._codec: Codec | None = None
-        self._known = fingerprint.of_value([_FORM, SECONDS, folder.fingerprint(), dtype, self._weights_stamp()])
+        self._known = fingerprint.of_value([_FORM, SECONDS, folder.fingerprint(), dtype, *self._codec_stamp()])
 
     def read(self, clips: list[Clip], base: Path) -> Features:
         """Features of clips whose paths are relative to ``base``.
@@ -101,14 +101,7 @@ class FeatureReader:
         path = base / split_reference(clip.path)[0]
         stamp = fingerprint.of_stat(path)
         kept = self.cache / f"{fingerprint.of_value([self._known, str((base / clip.path).resolve()), stamp])}.npy"
-        try:
-            return np.load(kept, allow_pickle=False)
-        except (OSError, ValueError):
-            pass  # not there yet, or not whole: it is made again
-        features_LH = self._hidden_means(self._codes(clip, base))
-        with atomic_path(kept) as temporary:
-            np.save(temporary, features_LH)
-        return features_LH
+        return kept_array(kept, lambda: self._hidden_means(self._codes(clip, base)))
 
     def _codes(self, clip: Clip, base: Path) -> np.ndarray:
         """Codebook-0 codes, int16 (T,), of at most SECONDS from the middle."""
@@ -151,11 +144,8 @@ class FeatureReader:
         told = [options.get("frames_per_second") for of in self.folder.tasks.values() for options in of]
         return next((float(rate) for rate in told if rate), TrackOptions().frames_per_second)
 
-    def _weights_stamp(self) -> object:
-        if self.weights is None or not Path(self.weights).exists():
-            return str(self.weights)
-        files = [Path(self.weights), *sorted(Path(self.weights).rglob("*"))]
-        return [[str(file), fingerprint.of_stat(file)] for file in files if file.is_file()]
+    def _codec_stamp(self) -> tuple[str, list]:
+        return str(self.weights), fingerprint.of_stats(self.weights) if self.weights is not None else []
 
 
 def _holds_codes(path: str) -> bool:

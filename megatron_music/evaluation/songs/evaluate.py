@@ -15,7 +15,6 @@ from megatron_music.evaluation.songs.inputs import F0, SongFiles, songs_in
 from megatron_music.evaluation.songs.networks import Named, Networks
 from megatron_music.evaluation.songs.scores import read_scores
 from megatron_music.evaluation.songs.song import Found, Job, measure
-from megatron_music.files import write_json
 from megatron_music.parallel import Workers
 from megatron_music.progress import track
 from megatron_music.tables import table
@@ -32,9 +31,9 @@ class Options:
 
     Attributes:
         plain: the track that audio files hold whose names tell none, ``mix`` or ``vocals``.
+        named: the networks that hear the songs, and what they need.
         scores: a CSV file of scores by other programs, see ``read_scores``.
         processes: how many songs are measured at once; all cores where None.
-        report: whether the page and its tables are written too.
     """
 
     plain: str = "mix"
@@ -47,11 +46,12 @@ def evaluate_songs(folders: Sequence[str | Path], out: str | Path, options: Opti
     """Measures the songs of each folder, a system, and writes ``out/evaluation.json`` and ``out/report``.
 
     No song stops the others: what could not be measured stands among its problems. Songs that were measured are known
-    again by their files, so that a run that was killed goes on and one with more songs measures those alone.
+    again by their files, so that a run that was killed goes on and one with more songs measures those alone. One that
+    kills its worker is tried again by the next run, which may have more memory.
 
     Raises:
         InputError: before anything is measured, where a folder holds no songs, an option can't be used or ``out`` is
-            another thing; and at the end, when all is written, where no song of a system could be read.
+            another thing.
     """
     options, out = options or Options(), Path(out)
     systems = {name: songs_in(folder, options.plain) for name, folder in _names(folders).items()}
@@ -61,7 +61,7 @@ def evaluate_songs(folders: Sequence[str | Path], out: str | Path, options: Opti
         if song not in [one.name for one in systems.get(system, [])]:
             mend = f"systems are {', '.join(systems)}; a song's name is its path there without suffix"
             raise InputError(f"{options.scores}", f"has a song {song!r} of {system!r}, which there is not", mend)
-    store = _store(out, folders)
+    store = _store(out, [*folders, *filter(None, [options.named.reference])])
     networks = Networks(options.named, reference, store)
     pyin = options.named.rmvpe is None
     jobs = {name: [Job.of(song, store, pyin) for song in songs] for name, songs in systems.items()}
@@ -141,32 +141,36 @@ def _store(out: Path, folders: Sequence[str | Path]) -> Path:
 def _measured(systems: list[list[Job]], processes: int | None) -> Iterator[list[Found]]:
     """What was found of each job, system by system; songs that were measured before are read here."""
     jobs = {job.kept: job for system in systems for job in system if not job.kept.is_file()}
-    if jobs:
-        _measure_all(list(jobs.values()), processes)
+    killed = _measure_all(list(jobs.values()), processes) if jobs else {}
     for system in systems:
-        yield [measure(job) for job in system]
+        yield [killed[job.kept] if job.kept in killed else measure(job) for job in system]
 
 
-def _measure_all(jobs: list[Job], processes: int | None) -> None:
-    """Measures songs side by side; one that kills its worker is found by measuring what is left one by one."""
+def _measure_all(jobs: list[Job], processes: int | None) -> dict[Path, Found]:
+    """Measures songs side by side and keeps what is found; gives what to say of those that kill their worker.
+
+    These are found by measuring what is left one by one.
+    """
     try:
         with Workers(processes) as workers:
             for _ in track(workers.map(measure, jobs), "measuring songs", total=len(jobs)):
                 pass
+        return {}
     except InputError as error:
         if error.where != "worker":
             raise
-        for job in track([job for job in jobs if not job.kept.is_file()], "measuring songs one by one"):
-            _measure_alone(job)
+    left = track([job for job in jobs if not job.kept.is_file()], "measuring songs one by one")
+    return {job.kept: found for job in left if (found := _killed_by(job))}
 
 
-def _measure_alone(job: Job) -> None:
+def _killed_by(job: Job) -> Found | None:
+    """Measures a song in a process of its own; None where that went well."""
     try:
         with Workers(2) as workers:
             list(workers.map(measure, [job]))
+        return None
     except InputError as error:
-        found = Found(problems=[f"{error.what} while it measured this song; it may have run out of memory"])
-        write_json(job.kept, vars(found))
+        return Found(problems=[f"{error.what} while it measured this song; it may have run out of memory"])
 
 
 def _system(name: str, songs: list[SongFiles], found: list[Found], distances: dict[str, float]) -> SystemResult:

@@ -3,7 +3,7 @@
 Networks hear song after song in this process, and what each heard is kept in a file.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,13 +13,13 @@ import numpy as np
 from megatron_music.audio.files import announced_seconds, read_audio
 from megatron_music.corpus import fingerprint
 from megatron_music.errors import InputError
+from megatron_music.evaluation.kept import kept_array, kept_json
 from megatron_music.evaluation.result import Missing
-from megatron_music.evaluation.songs import lyrics_error, voice
+from megatron_music.evaluation.songs import embedding, lyrics_error, voice
 from megatron_music.evaluation.songs.embedding import AudioNetwork, frechet_distance, kl_divergence
 from megatron_music.evaluation.songs.inputs import F0, SongFiles, read_prompt
 from megatron_music.evaluation.songs.lyrics_error import Recogniser, hear_words, load_recogniser
 from megatron_music.evaluation.songs.song import Found
-from megatron_music.files import atomic_path, read_json, write_json
 from megatron_music.progress import track
 
 EXAMPLES = {
@@ -64,7 +64,7 @@ class Networks:
         self.recogniser: Recogniser | None = None
         if named.recogniser is not None:
             self.recogniser = load_recogniser(named.recogniser, named.device)
-        self._rmvpe = None
+        self._rmvpe = self._rmvpe_program = None
         if named.rmvpe is not None:
             from megatron_music.evaluation.songs import rmvpe
 
@@ -120,18 +120,16 @@ class Networks:
         return measures, missing
 
     def _f0(self, path: Path) -> np.ndarray:
-        kept = self._kept(path, [str(self._named.rmvpe), fingerprint.of_file(self._rmvpe_program)], "npy")
-        return _kept_array(kept, lambda: self._rmvpe.f0(read_audio(path, voice.SAMPLE_RATE)))
+        kept = self._kept(path, "npy", self._rmvpe_program, self._named.rmvpe)
+        return kept_array(kept, lambda: self._rmvpe.f0(read_audio(path, voice.SAMPLE_RATE)))
 
     def _lyrics(self, song: SongFiles, lyrics: str, language: str | None, found: Found) -> None:
         path = song.tracks.get("vocals", song.heard)
         language = self._named.language or language
-        kept = self._kept(path, [self._named.recogniser, language], "json")
-        if kept.is_file():
-            transcript = read_json(kept)
-        else:
-            transcript = hear_words(self.recogniser, read_audio(path, lyrics_error.SAMPLE_RATE), language)
-            write_json(kept, transcript)
+        kept = self._kept(path, "json", lyrics_error.__file__, self._named.recogniser, language)
+        transcript = kept_json(
+            kept, lambda: hear_words(self.recogniser, read_audio(path, lyrics_error.SAMPLE_RATE), language)
+        )
         errors = lyrics_error.lyrics_error(lyrics, transcript)
         if errors:
             found.measures |= {"word_error": errors.word_error, "character_error": errors.character_error}
@@ -149,20 +147,11 @@ class Networks:
         return np.concatenate(rows) if rows else np.zeros((0, 1))
 
     def _rows(self, network: AudioNetwork, path: Path) -> np.ndarray:
-        return _kept_array(self._kept(path, [network.weights, network.classes], "npy"), lambda: network.hear(path))
+        kept = self._kept(path, "npy", embedding.__file__, network.weights, network.classes)
+        return kept_array(kept, lambda: network.hear(path))
 
-    def _kept(self, path: Path, making: list[Any], suffix: str) -> Path:
-        """The file that keeps what a network heard, by the audio, the weights and the settings."""
-        weights = Path(making[0])
-        files = sorted(weights.rglob("*")) if weights.is_dir() else [weights]
-        stamps = [(str(file), fingerprint.of_stat(file)) for file in files if file.is_file()]
-        return self._store / f"{fingerprint.of_value([str(path), fingerprint.of_stat(path), making, stamps])}.{suffix}"
-
-
-def _kept_array(kept: Path, make: Callable[[], np.ndarray]) -> np.ndarray:
-    """The array of a file, which is made where there is none."""
-    if not kept.is_file():
-        array = make()
-        with atomic_path(kept) as temporary:
-            np.save(temporary, array)
-    return np.load(kept)
+    def _kept(self, path: Path, suffix: str, program: str, weights: str | Path, setting: Any = None) -> Path:
+        """The file that keeps what a network heard, by the audio, the program, the weights and the setting."""
+        made_of = [str(path), fingerprint.of_stat(path), fingerprint.of_file(program)]
+        made_of += [str(weights), fingerprint.of_stats(weights), setting]
+        return self._store / f"{fingerprint.of_value(made_of)}.{suffix}"

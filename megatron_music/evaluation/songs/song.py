@@ -2,6 +2,8 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -9,12 +11,12 @@ import numpy as np
 
 from megatron_music.corpus import fingerprint
 from megatron_music.errors import InputError
+from megatron_music.evaluation.kept import kept_json
 from megatron_music.evaluation.songs.form import chorus_return, repetition
 from megatron_music.evaluation.songs.harmony import key_measures, tempo_measures
 from megatron_music.evaluation.songs.inputs import F0, Prompt, SongFiles, read_prompt
 from megatron_music.evaluation.songs.sound import Recording, hear, sound_measures, vocal_to_accompaniment_db
 from megatron_music.evaluation.songs.voice import f0_of_audio, read_f0, voice_measures
-from megatron_music.files import read_json, write_json
 from megatron_music.songs.annotators.structure import SILENT_DB, block_features
 
 T = TypeVar("T")
@@ -64,14 +66,7 @@ class Job:
 
 def measure(job: Job) -> Found:
     """Measures a song, or reads what was kept of it; runs in a worker process."""
-    if job.kept.is_file():
-        try:
-            return Found(**read_json(job.kept))
-        except (InputError, TypeError):
-            pass  # a file that somebody damaged is made again
-    found = measured(job.song, job.pyin)
-    write_json(job.kept, vars(found))
-    return found
+    return Found(**kept_json(job.kept, lambda: vars(measured(job.song, job.pyin))))
 
 
 def measured(song: SongFiles, pyin: bool = True) -> Found:
@@ -144,11 +139,18 @@ def _music(heard: Recording, prompt: Prompt, found: Found) -> None:
         found.measures["chorus_return"] = returned
 
 
+@cache
 def _programs() -> dict[str, str]:
-    """Fingerprints of the files whose text decides what is measured."""
+    """Fingerprints of the files whose text decides what is measured, and librosa's version, none where it is missing:
+    songs are measured again once it is installed."""
     here = Path(__file__).parent
     files = [here / f"{name}.py" for name in ("song", "voice", "sound", "harmony", "form", "inputs")]
     package = here.parents[1]
     files += [package / "songs" / "annotators" / f"{name}.py" for name in ("structure", "tempo")]
+    files += [package / "songs" / f"{name}.py" for name in ("folder", "lyrics")]
     files += [package / "audio" / f"{name}.py" for name in ("files", "loudness", "spectrum")]
-    return {file.name: fingerprint.of_file(file) for file in files}
+    try:
+        librosa = version("librosa")
+    except PackageNotFoundError:
+        librosa = ""
+    return {str(file.relative_to(package)): fingerprint.of_file(file) for file in files} | {"librosa": librosa}

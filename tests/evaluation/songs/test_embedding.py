@@ -11,6 +11,9 @@ from transformers import Wav2Vec2Config, Wav2Vec2FeatureExtractor, Wav2Vec2Model
 
 from megatron_music.errors import InputError
 from megatron_music.evaluation.songs.embedding import AudioNetwork, frechet_distance, kl_divergence
+from megatron_music.evaluation.songs.inputs import songs_in
+from megatron_music.evaluation.songs.networks import Named, Networks
+from megatron_music.evaluation.songs.song import Found
 
 
 @pytest.fixture(scope="module")
@@ -98,3 +101,27 @@ def test_models_that_can_not_be_had_are_told(clap, tmp_path):
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(InputError, match="names no model_type"):
         AudioNetwork(str(tmp_path))
+
+
+def test_what_was_heard_is_kept_until_the_song_or_the_program_changes(tmp_path, clap, monkeypatch):
+    (tmp_path / "songs").mkdir()
+    soundfile.write(tmp_path / "songs" / "a.wav", np.random.default_rng(0).normal(0, 0.1, 16_000), 16_000)
+    (tmp_path / "songs" / "a.tags.txt").write_text("folk")
+    store, heard, hear = tmp_path / "store", [], AudioNetwork.hear
+    monkeypatch.setattr(AudioNetwork, "hear", lambda self, path: heard.append(path.name) or hear(self, path))
+    networks = Networks(Named(embedding=clap), [], store)
+
+    def score():
+        found = Found()
+        networks.hear_song(songs_in(tmp_path / "songs")[0], found)
+        return found.measures["clap_score"], len(heard)
+
+    first, _ = score()
+    assert score() == (first, 1)
+    (kept,) = store.iterdir()
+    kept.write_bytes(kept.read_bytes()[:50])
+    assert score() == (first, 2)
+    monkeypatch.setattr("megatron_music.evaluation.songs.embedding.__file__", __file__)
+    assert score() == score() == (first, 3)
+    soundfile.write(tmp_path / "songs" / "a.wav", np.random.default_rng(1).normal(0, 0.1, 16_000), 16_000)
+    assert score()[0] != first and len(heard) == 4

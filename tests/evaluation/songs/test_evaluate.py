@@ -5,11 +5,13 @@ import signal
 import subprocess
 import sys
 import time
+from importlib.metadata import PackageNotFoundError
 
 import numpy as np
 import pytest
 import soundfile
 from audio_networks import write_clap, write_classifier
+from deadly_songs import measure as deadly
 from tiny_whisper import write_whisper
 
 from megatron_music.errors import InputError
@@ -126,6 +128,38 @@ def test_a_damaged_note_of_a_song_is_made_again(tmp_path):
     assert one_song.measure(job) == found == one_song.Found(**json.loads(job.kept.read_text()))
 
 
+def test_a_song_that_kills_its_worker_is_told_and_tried_again_by_the_next_run(tmp_path, monkeypatch):
+    monkeypatch.setattr("megatron_music.evaluation.songs.evaluate.measure", deadly)
+    monkeypatch.setattr("megatron_music.evaluation.songs.evaluate.write_report", lambda *_: None)  # not what is tested
+    (tmp_path / "songs").mkdir()
+    for name in ("a", "deadly"):
+        (tmp_path / "songs" / f"{name}.f0").write_text("220\n" * 4)
+
+    def evaluate():
+        (system,) = evaluate_songs([tmp_path / "songs"], tmp_path / "out", Options(processes=2)).systems
+        return {song.name: (song.measures.get("vocal_range"), song.problems) for song in system.songs}
+
+    told = "a worker process was killed while it measured this song; it may have run out of memory"
+    assert evaluate() == {"a": (0.0, []), "deadly": (None, [told])}
+    (tmp_path / "songs" / "spared").touch()
+    assert evaluate() == {"a": (0.0, []), "deadly": (0.0, [])}
+
+
+def test_songs_are_measured_again_once_librosa_is_installed(tmp_path, monkeypatch):
+    def kept(version):
+        one_song._programs.cache_clear()
+        monkeypatch.setattr(one_song, "version", version)
+        return one_song.Job.of(songs_in(tmp_path)[0], tmp_path).kept
+
+    def missing(name):
+        raise PackageNotFoundError(name)
+
+    (tmp_path / "a.f0").write_text("220\n" * 4)
+    names = [kept(version) for version in (missing, lambda _: "0.10", lambda _: "0.11", missing)]
+    one_song._programs.cache_clear()
+    assert len(set(names[:3])) == 3 and names[0] == names[3]
+
+
 def test_a_killed_run_goes_on(tmp_path):
     songs = tmp_path / "songs"
     songs.mkdir()
@@ -174,12 +208,18 @@ def test_several_systems_with_networks_and_other_programs_scores(tmp_path):
     assert {one.measure for one in evaluation.missing} == {"vocal_range", "vocal_to_accompaniment", "chorus_return"}
 
 
-def test_bad_input_is_told_before_anything_is_measured(tmp_path, troubled):
+def test_bad_input_is_told_before_anything_is_measured(tmp_path, troubled, evaluated):
     out = tmp_path / "out"
     for folders, to, options, message in (
         ([tmp_path / "nowhere"], out, Options(), "no such folder"),
         ([troubled, troubled], out, Options(), "is named twice"),
         ([troubled], troubled / "out", Options(), "lies in .* whose songs are measured"),
+        (
+            [evaluated[0] / "report"],
+            troubled / "out",
+            Options(named=Named(reference=troubled)),
+            "lies in .* whose songs are measured",
+        ),
         ([troubled], out, Options(plain="drums"), "'drums' is no track"),
         ([troubled], out, Options(named=Named(recogniser=str(tmp_path / "x"))), "no such file or folder"),
         ([troubled], out, Options(named=Named(reference=tmp_path / "x")), "no such folder"),
