@@ -15,10 +15,9 @@ import numpy as np
 
 from megatron_music.corpus.indexed import IndexedSource
 from megatron_music.errors import InputError
-from megatron_music.vocabulary.kinds import Kind
+from megatron_music.vocabulary.kinds import COARSE_KINDS, Kind
 from megatron_music.vocabulary.vocabulary import CodecRange
 
-TRACK_KINDS = (Kind.VOCAL, Kind.ACCOMPANIMENT, Kind.MIX, Kind.SPEECH)
 MOST_FOLDS = 8
 _BUCKETS = 48
 _TOLERANCE = 1e-10
@@ -175,7 +174,7 @@ def _documents(
 
 def _pairs(ids: np.ndarray, kinds: np.ndarray, codec: CodecRange) -> Iterable[tuple[Kind, np.ndarray, np.ndarray]]:
     """Each track's previous codes and codes; the first one's previous code is ``codebook_size``, the start."""
-    for kind in TRACK_KINDS:
+    for kind in COARSE_KINDS:
         codes = codec.codes(ids[kinds == kind]).astype(np.int64)
         if len(codes):
             yield kind, np.concatenate([[codec.codebook_size], codes[:-1]]), codes

@@ -125,8 +125,7 @@ def compare(samples: Sequence[tuple[Sequence[int], ReferenceDocument, int]], gra
     """The measures of ``reference_copying`` of (sampled ids, what they continue, number of the document)."""
     counts, runs, groups = [], [], []
     for ids, document, number in samples:
-        length = min(len(ids), len(document.true_ids)) // grammar.period * grammar.period
-        for codes_T, true_T, reference_T in _tracks(ids[:length], document, grammar):
+        for codes_T, true_T, reference_T in _tracks(ids, document, grammar):
             (copied, count), (copied_true, _) = (copied_ngrams(codes, reference_T) for codes in (codes_T, true_T))
             if count:
                 counts.append((copied, copied_true, count))
@@ -150,12 +149,8 @@ def compare(samples: Sequence[tuple[Sequence[int], ReferenceDocument, int]], gra
 def _tracks(
     ids: Sequence[int], document: ReferenceDocument, grammar: AudioGrammar
 ) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Sampled, true and reference codes of each track that can be compared."""
-    sampled, true = (grammar.codec.codes(np.asarray(part)) for part in (ids, document.true_ids[: len(ids)]))
-    kinds = (Kind.VOCAL, Kind.ACCOMPANIMENT) if grammar.period == 2 else (Kind.MIX,)
-    tracks = []
-    for at, kind in enumerate(kinds):
-        reference_T = document.reference.get(kind, document.reference.get(Kind.MIX))
-        if reference_T is not None:
-            tracks.append((sampled[at :: grammar.period], true[at :: grammar.period], reference_T))
-    return tracks
+    """Sampled, true and reference codes of each track that can be compared, the first two of one length."""
+    length = min(len(ids), len(document.true_ids))
+    sampled, true = (grammar.tracks(part[:length]) for part in (ids, document.true_ids))
+    references = {kind: document.reference.get(kind, document.reference.get(Kind.MIX)) for kind in sampled}
+    return [(sampled[kind], true[kind], codes_T) for kind, codes_T in references.items() if codes_T is not None]

@@ -33,9 +33,8 @@ from megatron_music.evaluation.validity import (
 from megatron_music.evaluation.variety import silent_codes, variety
 from megatron_music.generation.models import ModelFolder
 from megatron_music.vocabulary.grammar import AudioGrammar
-from megatron_music.vocabulary.kinds import Kind
+from megatron_music.vocabulary.kinds import COARSE_KINDS
 
-STAGE_1_AUDIO = (Kind.VOCAL, Kind.ACCOMPANIMENT, Kind.MIX, Kind.SPEECH)
 FAR_TOKENS = 3000
 """Audio tokens of a song behind which text-prepend models lose the lyrics (deck, lessons)."""
 
@@ -206,9 +205,9 @@ def _tracks(validity: Validity, true: list[np.ndarray], grammar: AudioGrammar) -
     """Codes of each track of each sampled span, and of the song's own, cut to one length."""
     pairs = []
     for span in validity.spans:
-        whole = min(len(span.ids), len(true[span.prompt])) // grammar.period * grammar.period
-        ours, theirs = (grammar.codec.codes(np.asarray(ids[:whole])) for ids in (span.ids, true[span.prompt]))
-        pairs += [(ours[at :: grammar.period], theirs[at :: grammar.period]) for at in range(grammar.period)]
+        length = min(len(span.ids), len(true[span.prompt]))
+        ours, theirs = (grammar.tracks(ids[:length]) for ids in (span.ids, true[span.prompt]))
+        pairs += [(ours[kind], theirs[kind]) for kind in ours]
     return pairs
 
 
@@ -249,5 +248,5 @@ def _audio_ids(source: IndexedSource) -> set[int]:
     found: set[int] = set()
     for index in range(len(source)):
         ids, kinds = source.document(index)
-        found.update(np.unique(ids[np.isin(kinds, STAGE_1_AUDIO)]).tolist())
+        found.update(np.unique(ids[np.isin(kinds, COARSE_KINDS)]).tolist())
     return found

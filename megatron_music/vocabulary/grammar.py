@@ -4,10 +4,12 @@ Generation samples among these ids only, and the share of unconstrained samples 
 invalid-token probability of training and evaluation.
 """
 
+from collections.abc import Sequence
 from functools import cached_property
 
 import numpy as np
 
+from megatron_music.vocabulary.kinds import Kind
 from megatron_music.vocabulary.vocabulary import CodecRange, Vocabulary
 
 
@@ -78,6 +80,12 @@ class AudioGrammar(_SpanGrammar):
         if list(inside[: len(self.opening)]) != self.opening or (inside == self.end).any():
             return None
         return len(inside) - len(self.opening)
+
+    def tracks(self, ids: Sequence[int] | np.ndarray) -> dict[Kind, np.ndarray]:
+        """Codes, int16 (T,), of each track of a span's ids; what stands behind the last whole frame is left out."""
+        codes = self.codec.codes(np.asarray(ids[: len(ids) // self.period * self.period], np.int32))
+        kinds = (Kind.VOCAL, Kind.ACCOMPANIMENT) if self.period == 2 else (Kind.MIX,)
+        return {kind: codes[at :: self.period] for at, kind in enumerate(kinds)}
 
 
 class ResidualGrammar(_SpanGrammar):

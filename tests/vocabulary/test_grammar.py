@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 
 from megatron_music.vocabulary.grammar import AudioGrammar, ResidualGrammar
+from megatron_music.vocabulary.kinds import Kind
 from megatron_music.vocabulary.vocabulary import Vocabulary
 
 
@@ -22,6 +23,16 @@ def test_a_single_track_may_end_behind_any_frame(yue):
 def test_two_tracks_may_end_behind_whole_frames_only(yue):
     grammar = AudioGrammar(yue, yue.codec(), tracks=2)
     assert [END in grammar.allowed(position) for position in range(6)] == [False, False, True, False, True, False]
+
+
+def test_a_span_is_taken_apart_into_its_tracks(yue):
+    span = [45334 + code for code in (5, 6, 7, 8, 9)]
+    tracks = AudioGrammar(yue, tracks=2).tracks(span)
+    assert {kind: codes.tolist() for kind, codes in tracks.items()} == {Kind.VOCAL: [5, 7], Kind.ACCOMPANIMENT: [6, 8]}
+    assert AudioGrammar(yue, tracks=1).tracks(np.array(span))[Kind.MIX].tolist() == [5, 6, 7, 8, 9]
+    assert [len(codes) for codes in AudioGrammar(yue).tracks([]).values()] == [0, 0]
+    with pytest.raises(ValueError, match="are not all codes of xcodec codebook 0"):
+        AudioGrammar(yue).tracks([45334, 46358])
 
 
 def test_the_second_part_of_stage_2_goes_through_the_codebooks(yue):

@@ -31,10 +31,9 @@ from megatron_music.errors import InputError
 from megatron_music.evaluation.memorisation.fingerprints import GRAM, SEPARATOR, WINDOW, gram_hashes, kept_grams, usable
 from megatron_music.files import sync
 from megatron_music.progress import track
-from megatron_music.vocabulary.kinds import Kind
+from megatron_music.vocabulary.kinds import COARSE_KINDS, Kind
 from megatron_music.vocabulary.vocabulary import CodecRange
 
-TRACK_KINDS = (Kind.VOCAL, Kind.ACCOMPANIMENT, Kind.MIX, Kind.SPEECH)
 SUFFIX = ".copies"
 FORMAT, VERSION = "megatron-music copies", 1
 MOST_PLACES = 512
@@ -231,7 +230,7 @@ def build_index(sources: Sequence[IndexedSource], codec: CodecRange, path: str |
 def track_codes(source: IndexedSource, document: int, codec: CodecRange) -> Iterator[tuple[Kind, np.ndarray]]:
     """Codebook-0 codes, int16 (T,), of each track of a document; raises InputError where they are another codec's."""
     ids, kinds = source.document(document)
-    for kind in TRACK_KINDS:
+    for kind in COARSE_KINDS:
         of_kind = ids[kinds == kind]
         if len(of_kind):
             try:

@@ -30,12 +30,9 @@ class Track:
 
 
 def tracks_of_spans(spans: Sequence[Sequence[int]], grammar: AudioGrammar) -> list[Track]:
-    """Tracks of freely sampled spans of ids; what follows the last whole frame is cut off."""
-    kinds = (Kind.VOCAL, Kind.ACCOMPANIMENT) if grammar.period == 2 else (Kind.MIX,)
-    found = []
-    for number, span in enumerate(spans):
-        codes = grammar.codec.codes(np.asarray(span[: len(span) // grammar.period * grammar.period], np.int32))
-        found += [Track(f"sample {number}", kind, codes[at :: grammar.period]) for at, kind in enumerate(kinds)]
+    """Tracks of freely sampled spans of ids."""
+    named = ((f"sample {number}", grammar.tracks(span)) for number, span in enumerate(spans))
+    found = [Track(name, kind, codes_T) for name, tracks in named for kind, codes_T in tracks.items()]
     return [track for track in found if len(track.codes_T) >= LEAST_TOKENS]
 
 
