@@ -120,17 +120,8 @@ class InterpolatedBigram:
         return self._tracks[kind].weights_B3
 
 
-def bigram_loss(
-    train: Sequence[str | Path],
-    held_out: Sequence[str | Path],
-    codec: CodecRange,
-    songs: Sequence[object] | None = None,
-) -> BigramLoss:
-    """Fits a bigram on the documents of some indexed sources and measures it on those of others.
-
-    Raises InputError where the sources hold no audio tokens.
-    """
-    bigram = fit_bigram(train, codec, songs)
+def bigram_loss(bigram: InterpolatedBigram, held_out: Sequence[str | Path]) -> BigramLoss:
+    """Measures a bigram on the documents of indexed sources; raises InputError where they hold no audio tokens."""
     loss = bigram.loss(_documents(held_out))
     if not loss.tokens:
         raise InputError(", ".join(map(str, held_out)), "holds no audio tokens", "name sources with songs")
@@ -140,20 +131,18 @@ def bigram_loss(
 def fit_bigram(
     train: Sequence[str | Path],
     codec: CodecRange,
-    songs: Sequence[object] | None = None,
     most_tokens: int | None = None,
     seed: int = 0,
 ) -> InterpolatedBigram:
     """Fits a bigram on the documents of some indexed sources.
 
     Args:
-        most_tokens: where the sources hold more, documents are drawn by ``seed`` until there are as many; ``songs``
-            then has to be None.
+        most_tokens: where the sources hold more, documents are drawn by ``seed`` until there are as many.
 
     Raises InputError where they hold no audio tokens.
     """
     try:
-        return InterpolatedBigram.fit(list(_documents(train, most_tokens, seed)), codec, songs)
+        return InterpolatedBigram.fit(list(_documents(train, most_tokens, seed)), codec)
     except ValueError as error:
         raise InputError(", ".join(map(str, train)), str(error), "name sources with songs") from None
 

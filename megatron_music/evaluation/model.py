@@ -14,7 +14,7 @@ import numpy as np
 from megatron_music.corpus.indexed import IndexedSource
 from megatron_music.engine.sampling import Validity
 from megatron_music.errors import InputError
-from megatron_music.evaluation.bigram import InterpolatedBigram, fit_bigram
+from megatron_music.evaluation.bigram import InterpolatedBigram, bigram_loss, fit_bigram
 from megatron_music.evaluation.copying import reference_copying
 from megatron_music.evaluation.following import POSITION_EDGES, Following, of_songs, text_following
 from megatron_music.evaluation.intervals import mean_interval
@@ -52,7 +52,7 @@ class Effort:
         pairings: others' texts that each is scored behind.
         references: ICL documents behind whose reference is sampled.
         bigram_tokens: most tokens that the bigram is fitted on; None takes all.
-        codec_weights: of a codec that the model's folder does not hold; for the codes of silence alone.
+        codec_weights: of the codec, None takes those in the model's folder; for the codes of silence alone.
         device: where the network runs, in float32 on a CPU and in bfloat16 on a GPU.
     """
 
@@ -104,13 +104,11 @@ def evaluate_model(
     losses = held_out_loss(model, held_out, **effort.network)
     bigram = fit_bigram([train], codec)
     found = measure(model, held_out, bigram, reference, effort, index)
-    held_out_source = IndexedSource(held_out)
-    documents = (held_out_source.document(index) for index in range(len(held_out_source)))
     return {
         "audio_loss": losses.audio,
-        "bigram_loss": bigram.loss(documents).per_token,
+        "bigram_loss": bigram_loss(bigram, [held_out]).per_token,
         "losses": losses.groups(),
-        "distinct_codes": len(_audio_ids(held_out_source)),
+        "distinct_codes": len(_audio_ids(IndexedSource(held_out))),
         **found,
     }
 
@@ -177,11 +175,7 @@ def _of_free_samples(
         "invalid_by_position": invalid_by_position(validity),
         "distinct_codes_sampled": len(validity.codes),
     }
-    weights = folder.path / "codec" if (folder.path / "codec").is_dir() else effort.codec_weights
-    silent = silent_codes(grammar.codec.name, weights)
-    if silent is None:
-        why = f"which codes of {grammar.codec.name} are silence is told by its weights"
-        missing.append({"measure": "silence", "why": why, "how": "name them with --codec-weights"})
+    silent = _silent_codes(grammar.codec.name, folder.codec_weights(effort.codec_weights), missing)
     pairs = _tracks(validity, [true for _, true in opened], grammar)
     found |= _or_missing("variety", missing, lambda: _variety(pairs, silent))
     if index is None:
@@ -192,6 +186,18 @@ def _of_free_samples(
         missing,
         lambda: memorisation(index, grammar.codec, samples, source.prefix, effort.seed),
     )
+
+
+def _silent_codes(codec: str, weights: str | Path | None, missing: list[dict[str, str]]) -> frozenset[int] | None:
+    try:
+        silent = silent_codes(codec, weights)
+    except InputError as error:
+        missing.append(_told_missing("silence", error))
+        return None
+    if silent is None:
+        why = f"which codes of {codec} are silence is told by its weights"
+        missing.append({"measure": "silence", "why": why, "how": "name them with --codec-weights"})
+    return silent
 
 
 def _variety(pairs: list[tuple[np.ndarray, np.ndarray]], silent: frozenset[int] | None) -> dict[str, Any]:
@@ -239,8 +245,12 @@ def _or_missing(name: str, missing: list[dict[str, str]], measured: Callable[[],
     try:
         return {name: measured()}
     except InputError as error:
-        missing.append({"measure": name, "why": f"{error.where}: {error.what}", "how": error.mend})
+        missing.append(_told_missing(name, error))
         return {}
+
+
+def _told_missing(name: str, error: InputError) -> dict[str, str]:
+    return {"measure": name, "why": f"{error.where}: {error.what}", "how": error.mend}
 
 
 def _audio_ids(source: IndexedSource) -> set[int]:

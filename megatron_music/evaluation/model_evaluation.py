@@ -5,7 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from megatron_music.corpus.indexed import IndexedSource
 from megatron_music.errors import InputError
+from megatron_music.evaluation.loss import check_vocabulary
 from megatron_music.evaluation.memorisation import measure as copies
 from megatron_music.evaluation.memorisation.index import CopyIndex, open_index
 from megatron_music.evaluation.memorisation.samples import Track, tracks_of_songs
@@ -67,7 +69,7 @@ class ModelRequest:
         index: the index of the training sources; None stands for the first one's prefix with ``.copies``.
         songs: folders of songs that `generate` wrote, to look for copies.
         probes: file of labelled clips, see ``probing.clips``.
-        codec_weights: of a codec that the model's folder does not hold.
+        codec_weights: of the codec; None takes those in the model's folder.
     """
 
     train: Path
@@ -94,6 +96,8 @@ def model_evaluation(model: str | Path, request: ModelRequest) -> Evaluation:
     """
     folder = ModelFolder.open(model)
     codec = folder.vocabulary.codec()
+    for source in [request.train, *request.trained_on, request.held_out, *filter(None, [request.reference])]:
+        check_vocabulary(folder, IndexedSource(source))
     probes = None if request.probes is None else ProbeSet(request.probes)
     songs = _songs(request.songs, codec) if request.songs else None
     index = open_index([request.train, *request.trained_on], codec, request.index)

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 
-from megatron_music.errors import InputError
 from megatron_music.evaluation.intervals import mean_interval
 
 NGRAM = 4
@@ -90,12 +89,11 @@ def _both(name: str, counts_P22: np.ndarray) -> dict[str, Any]:
 
 
 def silent_codes(codec: str, weights: str | Path | None) -> frozenset[int] | None:
-    """Codes of codebook 0 that a codec gives digital silence; None where it can't be loaded."""
+    """Codes of codebook 0 that a codec gives digital silence; None without weights, InputError where they are wrong."""
     from megatron_music.audio.codec import load_codec
 
-    try:
-        loaded = load_codec(codec, weights, codebooks=1)
-    except InputError:
+    if weights is None:
         return None
+    loaded = load_codec(codec, weights, codebooks=1)
     codes_KT = loaded.encode(np.zeros(round(_SILENCE_S * loaded.sample_rate), dtype=np.float32))
     return frozenset(np.unique(codes_KT[0]).tolist())

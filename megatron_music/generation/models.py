@@ -117,6 +117,11 @@ class ModelFolder:
             )
         return model.to(device).eval()
 
+    def codec_weights(self, named: str | Path | None = None) -> str | Path | None:
+        """Weights of the model's codec: those that are named, or the folder's own; None where there are neither."""
+        carried = self.path / "codec"
+        return named or (carried if carried.is_dir() else None)
+
     def fingerprint(self) -> str:
         """SHA-256 over the folder's files: of large ones the size and both ends, which any training step changes."""
         digest = hashlib.sha256()

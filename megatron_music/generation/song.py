@@ -248,12 +248,12 @@ class Studio:
 
 def open_codec(folders: Sequence[ModelFolder], name: str, weights: str | Path | None, device: str) -> "Codec":
     """Loads the codec that turns the models' codes into sound; raises InputError where it lacks weights or fits not."""
-    carried = [folder.path / "codec" for folder in folders if (folder.path / "codec").is_dir()]
-    decoder = load_codec(name, weights or (carried[0] if carried else None), device)
+    weights = next(filter(None, (folder.codec_weights(weights) for folder in folders)), None)
+    decoder = load_codec(name, weights, device)
     size = folders[0].vocabulary.codec(name).codebook_size
     if decoder.codebook_size != size:
         raise InputError(
-            weights or (carried[0] if carried else name),
+            weights or name,
             f"has codebooks of {decoder.codebook_size} codes, the models' vocabulary of {size}",
             "name the codec that the training songs were encoded with (--weights)",
         )

@@ -8,7 +8,7 @@ import pytest
 
 from megatron_music.corpus.indexed import IndexedWriter
 from megatron_music.errors import InputError
-from megatron_music.evaluation.bigram import InterpolatedBigram, bigram_loss
+from megatron_music.evaluation.bigram import InterpolatedBigram, bigram_loss, fit_bigram
 from megatron_music.vocabulary.kinds import Kind
 from megatron_music.vocabulary.vocabulary import CodecRange
 
@@ -137,12 +137,13 @@ def test_indexed_sources(tmp_path):
         with IndexedWriter(tmp_path / name) as writer:
             for ids, kinds in documents:
                 writer.add(ids, kinds)
-    found = bigram_loss([tmp_path / "train"], [tmp_path / "held_out"], CODEC)
+    bigram = fit_bigram([tmp_path / "train"], CODEC)
+    found = bigram_loss(bigram, [tmp_path / "held_out"])
     assert found == InterpolatedBigram.fit(train, CODEC).loss(held_out)
     with pytest.raises(InputError, match="no audio tokens to fit"):
-        bigram_loss([tmp_path / "text"], [tmp_path / "held_out"], CODEC)
+        fit_bigram([tmp_path / "text"], CODEC)
     with pytest.raises(InputError, match="text holds no audio tokens|text: holds no audio tokens"):
-        bigram_loss([tmp_path / "train"], [tmp_path / "text"], CODEC)
+        bigram_loss(bigram, [tmp_path / "text"])
 
 
 def test_songs_must_be_named_for_all_documents():

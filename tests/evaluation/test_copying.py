@@ -145,3 +145,5 @@ def test_the_codes_of_silence_are_those_that_the_codec_gives_it(tmp_path):
     assert silent == set(codec.encode(np.zeros(32_000, dtype=np.float32))[0].tolist())
     assert np.abs(codec.decode(np.full((1, 50), next(iter(silent))))).max() < 0.01
     assert silent_codes("xcodec", None) is None
+    with pytest.raises(InputError, match="gone"):
+        silent_codes("embedded", tmp_path / "gone")

@@ -108,10 +108,13 @@ def test_the_file_has_all_that_was_measured_and_the_report_shows_it(found):
 
 
 def test_samples_that_are_too_short_are_missing_with_the_way_to_get_them(scene):
-    request = ModelRequest(scene / "train", scene / "held_out", positions=60)
+    request = ModelRequest(scene / "train", scene / "held_out", codec_weights=str(scene / "gone"), positions=60)
     evaluation = model_evaluation(scene / "runs" / "hf", request)
     (told,) = [one for one in evaluation.missing if one.measure == "memorisation"]
     assert told.why == "samples: none has 50 tokens a track" and "--positions" in told.how
+    # The codec's weights that were named are looked at, and why they can't be used is told.
+    (told,) = [one for one in evaluation.missing if one.measure == "silence"]
+    assert str(scene / "gone") in told.why
     assert "memorised_near" not in evaluation.systems[0].measures
 
 
@@ -129,6 +132,8 @@ def test_spans_are_taken_apart_into_tracks(scene):
 @pytest.mark.parametrize(
     "options, told",
     [
+        (["--reference", "gone"], "no such file; build the source again"),
+        (["--trained-on", "gone"], "no such file; build the source again"),
         (["--songs", "held_out.idx"], "held_out.idx: holds no song.json; name a folder of songs"),
         (["--songs", "songs/other"], "no song can be used"),
         (["--probes", "gone.csv"], "gone.csv: no such file"),

@@ -65,8 +65,7 @@ class FeatureReader:
         self, folder: ModelFolder, weights: str | Path | None, cache: Path, device: str = "cpu", dtype: str = "float32"
     ):
         self.folder, self.cache, self._device, self._dtype = folder, cache, device, dtype
-        carried = folder.path / "codec"
-        self.weights = carried if weights is None and carried.is_dir() else weights
+        self.weights = folder.codec_weights(weights)
         grammar = AudioGrammar(folder.vocabulary, tracks=1)
         self._codec_range = grammar.codec
         self._header = [*folder.tokenizer().encode(f"{INSTRUCTIONS['mix']}\n[Genre] "), *grammar.opening]
