@@ -27,6 +27,7 @@ import numpy as np
 
 from megatron_music.corpus import fingerprint
 from megatron_music.corpus.indexed import IndexedSource, prefix_file
+from megatron_music.corpus.workplace import workplace
 from megatron_music.errors import InputError
 from megatron_music.evaluation.memorisation.fingerprints import GRAM, SEPARATOR, WINDOW, gram_hashes, kept_grams, usable
 from megatron_music.files import sync
@@ -38,7 +39,7 @@ SUFFIX = ".copies"
 FORMAT, VERSION = "megatron-music copies", 1
 MOST_PLACES = 512
 """Places of one group of codes that are looked at; of a group that stands at more of them, that many evenly spread."""
-_HEADER_BYTES = 4096
+_HEADER_BYTES, _COUNTS_BYTES, _MOST_SOURCES = 4096, 160, 255
 _PARTS = 256
 _BUCKET_BITS, _TAG_BITS, _PLACE_BITS = 16, 24, 40
 _CHUNK_TOKENS = 1 << 19
@@ -180,51 +181,56 @@ def source_fingerprint(source: IndexedSource) -> str:
 
 
 def build_index(sources: Sequence[IndexedSource], codec: CodecRange, path: str | Path) -> None:
-    """Reads the sources once and writes the file, whole or not at all; what a killed build left is overwritten.
+    """Reads the sources once and writes the file, whole or not at all, one build of it at a time.
+
+    What a killed build left is overwritten.
 
     Memory: a chunk of the sources, their longest document, and, while they are sorted, 1/256 of the entries (50 bytes
     each).
 
     Raises:
-        InputError: a source holds codes of another codec.
+        InputError: a source holds codes of another codec, there are too many sources, or another process builds it.
     """
     path = Path(path)
-    workspace = path.parent / f".{path.name}.building"
-    shutil.rmtree(workspace, ignore_errors=True)
-    try:
-        workspace.mkdir(parents=True)
-        with open(workspace / "index", "w+b") as stream:
-            stream.write(bytes(_HEADER_BYTES))
-            tracks, tokens = _write_codes(stream, sources, codec, workspace)
-            tracks_at = stream.tell()
-            stream.write(tracks.tobytes())
-            _pad(stream)
-            buckets = _write_entries(stream, workspace)
-            header = {
-                "format": FORMAT,
-                "version": VERSION,
-                "gram": GRAM,
-                "window": WINDOW,
-                "tokens": tokens,
-                "tracks": len(tracks),
-                "entries": int(buckets[-1]),
-                "checksum": _checksum(tracks, buckets),
-                "codec": asdict(codec),
-                "sources": [{"name": one.prefix.name, "fingerprint": source_fingerprint(one)} for one in sources],
-            }
-            text = json.dumps(header).encode()
-            if len(text) > _HEADER_BYTES or len(sources) > 255:
-                raise InputError(path, f"can't hold {len(sources)} sources", "name fewer")
-            assert tracks_at == _HEADER_BYTES + _whole(2 * tokens)
-            stream.seek(0)
-            stream.write(text)
-        sync(workspace / "index")
-        (workspace / "index").replace(path)
-        sync(path.parent)
-    except OSError as error:
-        raise InputError(path, f"can't be written ({error.strerror})", "name another place with --index") from None
-    finally:
-        shutil.rmtree(workspace, ignore_errors=True)
+    fixed = {
+        "format": FORMAT,
+        "version": VERSION,
+        "gram": GRAM,
+        "window": WINDOW,
+        "codec": asdict(codec),
+        "sources": [{"name": one.prefix.name, "fingerprint": source_fingerprint(one)} for one in sources],
+    }
+    if len(json.dumps(fixed)) > _HEADER_BYTES - _COUNTS_BYTES or len(sources) > _MOST_SOURCES:
+        raise InputError(path, f"can't hold {len(sources)} sources", "name fewer")
+    with workplace(path.parent / f".{path.name}.building") as workspace:
+        try:
+            _write_index(workspace / "index", sources, codec, fixed)
+            (workspace / "index").replace(path)
+            sync(path.parent)
+        except OSError as error:
+            raise InputError(path, f"can't be written ({error.strerror})", "name another place with --index") from None
+        finally:
+            shutil.rmtree(workspace, ignore_errors=True)
+
+
+def _write_index(path: Path, sources: Sequence[IndexedSource], codec: CodecRange, fixed: dict[str, Any]) -> None:
+    """Writes the file, with ``fixed`` and the counts in its header, and the parts that are sorted beside it."""
+    with open(path, "w+b") as stream:
+        stream.write(bytes(_HEADER_BYTES))
+        tracks, tokens = _write_codes(stream, sources, codec, path.parent)
+        assert stream.tell() == _HEADER_BYTES + _whole(2 * tokens)
+        stream.write(tracks.tobytes())
+        _pad(stream)
+        buckets = _write_entries(stream, path.parent)
+        counts = {
+            "tokens": tokens,
+            "tracks": len(tracks),
+            "entries": int(buckets[-1]),
+            "checksum": _checksum(tracks, buckets),
+        }
+        stream.seek(0)
+        stream.write(json.dumps(fixed | counts).encode())
+    sync(path)
 
 
 def track_codes(source: IndexedSource, document: int, codec: CodecRange) -> Iterator[tuple[Kind, np.ndarray]]:

@@ -11,6 +11,7 @@ import pytest
 from planted_copies import SMALL, XCODEC, random_songs, write_songs
 
 from megatron_music.corpus.indexed import IndexedSource
+from megatron_music.corpus.workplace import workplace
 from megatron_music.errors import InputError
 from megatron_music.evaluation.memorisation import index as module
 from megatron_music.evaluation.memorisation.fingerprints import GRAM, GUARANTEE, WINDOW, gram_hashes, kept_grams
@@ -116,6 +117,24 @@ def test_a_source_that_was_built_anew_asks_for_a_new_index(tmp_path):
     write_songs(tmp_path / "songs", random_songs(3, 50, SMALL, seed=1), SMALL)
     with pytest.raises(InputError, match="delete it, and it is built again"):
         open_index([songs], SMALL)
+
+
+def test_sources_that_are_too_many_are_told_before_any_is_read(tmp_path, monkeypatch):
+    """Too many for a byte, and too many names for the header."""
+    monkeypatch.setattr(module, "_write_codes", lambda *_: 1 / 0)
+    songs = write_songs(tmp_path / "songs", random_songs(1, 20, SMALL), SMALL)
+    for count in (256, 80):
+        with pytest.raises(InputError, match=f"songs.copies: can't hold {count} sources; name fewer"):
+            open_index([songs] * count, SMALL)
+    assert not list(tmp_path.glob("*copies*"))
+
+
+def test_two_builds_of_one_index_do_not_meet(tmp_path):
+    songs = write_songs(tmp_path / "songs", random_songs(1, 20, SMALL), SMALL)
+    with workplace(tmp_path / ".songs.copies.building"):
+        with pytest.raises(InputError, match="another run is filling this folder; wait for it"):
+            open_index([songs], SMALL)
+    assert len(open_index([songs], SMALL)) == 40
 
 
 _KILLED = """
