@@ -109,6 +109,8 @@ def tasks_of(clips: list[Clip], where: object) -> list[Task]:
         labels, targets = _targets(name, values, [clips[at].path for at in numbers], split, where)
         task = Task(name.removeprefix("class."), _kind(wanted[0]), np.array(numbers, int), labels, targets, split)
         task.check_splits(where)
+        if task.name in [one.name for one in tasks]:
+            raise InputError(f"{where}: {name}", f"is a second task {task.name!r}", "name its column otherwise")
         tasks.append(task)
     if not tasks:
         raise InputError(where, "has no labels", "add a column such as genre, key, tags, or valence and arousal")
@@ -125,9 +127,10 @@ def _kind(column: str) -> TaskKind | None:
 
 def _lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """Fields of each line with its number."""
-    text = read_text(path)
+    text = read_text(path).removeprefix("\ufeff")  # which spreadsheets write
     if path.suffix == ".jsonl":
-        for number, line in enumerate(text.splitlines(), 1):
+        # Not splitlines: JSON may hold other signs that end a line, U+2028 among them, as they are.
+        for number, line in enumerate(text.split("\n"), 1):
             if line.strip():
                 try:
                     fields = json.loads(line)

@@ -10,7 +10,7 @@ from megatron_music.evaluation.probing.clips import KEYS, read_clips, tasks_of
 
 
 def write_csv(folder, *lines, headings="path,split,genre"):
-    (folder / "clips.csv").write_text("\n".join([headings, *lines]) + "\n")
+    (folder / "clips.csv").write_text("\n".join([headings, *lines]) + "\n", "utf-8")
     return folder / "clips.csv"
 
 
@@ -81,6 +81,22 @@ def test_what_is_wrong_is_told_in_one_line(tmp_path, lines, headings, told):
     with pytest.raises(InputError, match=told) as raised:
         read(path)
     assert "\n" not in str(raised.value) and "clips.csv" in str(raised.value)
+
+
+def test_marks_that_programs_write_are_no_part_of_the_fields(tmp_path):
+    lines = ["a,train,x", "b,train,y", "c,valid,x", "d,test,y"]
+    path = write_csv(tmp_path, *lines, headings="\ufeffpath,split,genre")
+    assert [clip.path for clip in read_clips(path)] == ["a", "b", "c", "d"]
+    row = {"path": "a\u2028b.npy", "split": "train", "genre": "x\x85"}
+    (tmp_path / "clips.jsonl").write_text(json.dumps(row, ensure_ascii=False) + "\r\n" + json.dumps(row), "utf-8")
+    assert [clip.path for clip in read_clips(tmp_path / "clips.jsonl")] == [row["path"]] * 2
+
+
+def test_two_columns_of_one_task_are_refused(tmp_path):
+    path = write_csv(tmp_path, "a,train,x,1", "b,train,y,2", "c,valid,x,1", "d,test,y,2",
+                     headings="path,split,genre,class.genre")  # fmt: skip
+    with pytest.raises(InputError, match="clips.csv: class.genre: is a second task 'genre'; name its column otherwise"):
+        read(path)
 
 
 def test_broken_json_lines(tmp_path):
