@@ -55,7 +55,8 @@ def share_interval(hits_C: np.ndarray, counts_C: np.ndarray) -> Interval:
     z = float(norm.ppf((1 + LEVEL) / 2))
     centre = (share + z**2 / (2 * ids)) / (1 + z**2 / ids)
     half = z / (1 + z**2 / ids) * (share * (1 - share) / ids + z**2 / (4 * ids**2)) ** 0.5
-    return Interval(share, max(0.0, centre - half), min(1.0, centre + half))
+    # Where no id is a hit, or all are, rounding would leave the share outside.
+    return Interval(share, max(0.0, min(share, centre - half)), min(1.0, max(share, centre + half)))
 
 
 def _present(totals_C: np.ndarray, counts_C: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

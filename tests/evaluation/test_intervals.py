@@ -32,6 +32,14 @@ def test_a_share_of_independent_ids_is_wilsons():
     assert (none.value, none.low, none.high) == pytest.approx((0, 0, expected.high))
 
 
+@pytest.mark.parametrize("hits", [0, 1])
+def test_a_share_lies_in_its_interval_where_all_are_alike(hits):
+    """By the formula alone the end of the interval is off by the last digit for many numbers of ids."""
+    for count in range(1, 400):
+        found = share_interval(np.full(count, hits), np.ones(count))
+        assert found.low <= found.value == hits <= found.high
+
+
 def test_a_share_of_spans_that_fail_as_a_whole_is_wilsons_of_the_spans():
     """The variance between C whole spans is that of C - 1 independent ids (the design effect is m C / (C - 1))."""
     hits = np.array([50] * 10 + [0] * 31)

@@ -90,8 +90,7 @@ def win_rate_interval(wins: Sequence[float], raters: Sequence[str]) -> Interval:
     """
     names, rater_N = np.unique(np.asarray(raters), return_inverse=True)
     found = share_interval(np.bincount(rater_N, weights=wins, minlength=len(names)), np.bincount(rater_N))
-    # Where all answers are alike, rounding would leave the rate outside.
-    return Interval(value=found.value, low=min(found.low, found.value), high=max(found.high, found.value))
+    return Interval(value=found.value, low=found.low, high=found.high)
 
 
 def _win_rates(answers: Sequence[Answer], systems: Sequence[str], aspect: str) -> list[WinRate]:
