@@ -82,14 +82,18 @@ def true_peak(samples: np.ndarray, sample_rate: int) -> float:
 def levelling_gain(samples: np.ndarray, others: list[np.ndarray], sample_rate: int, target_lufs: float | None) -> float:
     """The factor that brings ``samples`` to a loudness, as far as neither it nor ``others`` then clip.
 
-    Without a target, 1, or less where something would clip.
+    Without a target, and of silence, 1, or less where something would clip.
     """
     peak = max(true_peak(audio, sample_rate) for audio in [samples, *others])
+    return gain_to(target_lufs, -np.inf if target_lufs is None else integrated_loudness(samples, sample_rate), peak)
+
+
+def gain_to(target_lufs: float | None, loudness_lufs: float, peak: float) -> float:
+    """``levelling_gain`` of audio whose loudness and true peak are known."""
     highest = PEAK / peak if peak > 0 else 1.0
-    if target_lufs is None:
+    if target_lufs is None or not np.isfinite(loudness_lufs):
         return min(1.0, highest)
-    loudness = integrated_loudness(samples, sample_rate)
-    return min(highest, 10 ** ((target_lufs - loudness) / 20)) if np.isfinite(loudness) else 1.0
+    return min(highest, 10 ** ((target_lufs - loudness_lufs) / 20))
 
 
 def _power(lufs: float) -> float:

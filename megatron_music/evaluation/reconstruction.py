@@ -25,10 +25,7 @@ def at_common_rate(
     reference: np.ndarray, reference_rate: int, decoded: np.ndarray, decoded_rate: int, sample_rate: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Both signals at ``sample_rate``, cut to one length: what a codec of a higher rate does above is left out."""
-    reference = resample(reference, reference_rate, sample_rate)
-    decoded = resample(decoded, decoded_rate, sample_rate)
-    length = min(len(reference), len(decoded))
-    return reference[:length], decoded[:length]
+    return _cut(resample(reference, reference_rate, sample_rate), resample(decoded, decoded_rate, sample_rate))
 
 
 def mel_distance_db(reference: np.ndarray, decoded: np.ndarray, sample_rate: int) -> float:

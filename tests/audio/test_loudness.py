@@ -67,3 +67,7 @@ def test_the_gain_reaches_the_target_where_nothing_clips():
     assert levelling_gain(tone, [], 16000, None) == 1.0
     assert levelling_gain(tone * 40, [], 16000, None) == pytest.approx(PEAK / 2, rel=0.02)
     assert levelling_gain(np.zeros(16000), [], 16000, -14.0) == 1.0
+    click = np.zeros(16000)
+    click[8000] = 2.0
+    # Silence has no loudness to bring anywhere, but what sounds with it must not clip.
+    assert levelling_gain(np.zeros(16000), [click], 16000, -14.0) == pytest.approx(PEAK / 2, rel=0.02)

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from megatron_music.audio.files import read_audio, write_audio
-from megatron_music.audio.loudness import PEAK, integrated_loudness, true_peak
+from megatron_music.audio.loudness import gain_to, integrated_loudness, true_peak
 from megatron_music.errors import InputError
 from megatron_music.parallel import Workers
 from megatron_music.progress import track
@@ -44,7 +44,7 @@ def write_clips(
                 say(f"left out: {height}")
             heights.append(None if isinstance(height, InputError) else height)
         lufs = _common_loudness([height for height in heights if height]) if match_loudness else None
-        writing = [(*job, _gain(*height, lufs)) for job, height in zip(jobs, heights, strict=True) if height]
+        writing = [(*job, gain_to(lufs, *height)) for job, height in zip(jobs, heights, strict=True) if height]
         for _ in track(workers.map(_write, writing), "writing clips", len(writing)):
             pass
     for song, height in zip(songs, heights, strict=True):
@@ -80,12 +80,4 @@ def _common_loudness(heights: Sequence[Height]) -> float:
 
 def _reached(loudness: float, peak: float, lufs: float) -> float:
     """Loudness of a clip that is brought to ``lufs`` as far as it does not clip."""
-    return loudness + 20 * math.log10(_gain(loudness, peak, lufs)) if math.isfinite(loudness) else lufs
-
-
-def _gain(loudness: float, peak: float, lufs: float | None) -> float:
-    """The factor for a clip; one that is silent, or whose loudness is left alone, is only kept from clipping."""
-    highest = PEAK / peak if peak > 0 else 1.0
-    if lufs is None or not math.isfinite(loudness):
-        return min(1.0, highest)
-    return min(highest, 10 ** ((lufs - loudness) / 20))
+    return loudness + 20 * math.log10(gain_to(lufs, loudness, peak)) if math.isfinite(loudness) else lufs

@@ -10,6 +10,7 @@ import json
 import re
 import signal
 import socket
+import sys
 import threading
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
@@ -156,7 +157,9 @@ class _Server(ThreadingHTTPServer):
         self.server_name, self.server_port = self.host, self.server_address[1]
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A browser that goes away in the middle of a clip is no error."""
+        """A browser that goes away in the middle of a clip is no error; anything else is a fault of this program."""
+        if not isinstance(sys.exception(), ConnectionError | TimeoutError):
+            super().handle_error(request, client_address)
 
 
 def _read(name: str) -> bytes:

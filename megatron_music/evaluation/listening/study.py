@@ -202,7 +202,8 @@ def _pairs(
     """Pairs of (system, song)."""
     pairs = []
     for one, other in combinations(songs, 2):
-        common = [(song, song) for song in songs[one] if song in set(songs[other])]
+        theirs = set(songs[other])
+        common = [(song, song) for song in songs[one] if song in theirs]
         if not common:
             say(f"{one} and {other} have no song of one name; theirs are paired at random")
             shuffled = [seeded_generator("listen", seed, name).permutation(songs[name]) for name in (one, other)]
