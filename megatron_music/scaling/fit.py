@@ -36,7 +36,7 @@ _FAR = 10.0
 
 
 @dataclass(frozen=True)
-class Interval:
+class Interval90:
     """A number and its 90% interval."""
 
     value: float
@@ -44,7 +44,7 @@ class Interval:
     high: float
 
     @classmethod
-    def of(cls, value: float, *drawn: np.ndarray) -> "Interval":
+    def of(cls, value: float, *drawn: np.ndarray) -> "Interval90":
         """Around ``value``, the widest of what each bootstrap has drawn."""
         low, high = widest(*drawn)
         return cls(float(value), float(low), float(high))
@@ -94,11 +94,11 @@ class Law:
     points: list[Point]
     fit: Laws | None
     resamples: list[Resamples]
-    numbers: dict[str, Interval]
+    numbers: dict[str, Interval90]
     noise: float | None
     left_out: list[float]
     condition: float | None
-    predictions: dict[str, Interval]
+    predictions: dict[str, Interval90]
     doubts: list[str]
 
     @property
@@ -116,7 +116,7 @@ class Law:
         """Of the points (points,)."""
         return np.array([point.losses[self.name] for point in self.points], float)
 
-    def frontier(self, flops: np.ndarray) -> list[dict[str, Interval]]:
+    def frontier(self, flops: np.ndarray) -> list[dict[str, Interval90]]:
         """The best parameters, tokens and loss for budgets of 6 N D = ``flops`` (budgets,)."""
         best_n, best_d = (values[0] for values in self.fit.optimum(flops))
         values = {"parameters": best_n, "tokens": best_d, "loss": self.fit.loss(best_n, best_d)[0]}
@@ -126,7 +126,7 @@ class Law:
             for name, of_one in (("parameters", n), ("tokens", d), ("loss", resamples.laws.loss(n, d))):
                 drawn[name].append(of_one)
         return [
-            {name: Interval.of(values[name][at], *(of_one[:, at] for of_one in drawn[name])) for name in values}
+            {name: Interval90.of(values[name][at], *(of_one[:, at] for of_one in drawn[name])) for name in values}
             for at in range(len(flops))
         ]
 
@@ -191,7 +191,7 @@ def _law(name: str, points: list[Point], targets: Sequence[Target], resamples: i
     noise = float(np.sqrt(np.sum(off**2) / (len(points) - NUMBERS)))
     drawn = _bootstraps(fit, n, d, losses, resamples, np.random.default_rng(seed))
     predictions = {
-        target.name: Interval.of(
+        target.name: Interval90.of(
             fit.loss(target.parameters, target.tokens)[0, 0],
             *(one.laws.loss(target.parameters, target.tokens)[:, 0] * one.noise for one in drawn),
         )
@@ -203,7 +203,7 @@ def _law(name: str, points: list[Point], targets: Sequence[Target], resamples: i
         fit=fit,
         resamples=drawn,
         numbers={
-            name: Interval.of(getattr(fit, field)[0], *(getattr(one.laws, field) for one in drawn))
+            name: Interval90.of(getattr(fit, field)[0], *(getattr(one.laws, field) for one in drawn))
             for name, field in (("E", "floor"), ("A", "a"), ("B", "b"), ("alpha", "alpha"), ("beta", "beta"))
         },
         noise=noise,

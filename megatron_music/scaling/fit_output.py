@@ -12,7 +12,7 @@ from megatron_music.files import write_json, write_text
 from megatron_music.pages import render
 from megatron_music.pages.plots import png_address
 from megatron_music.scaling.counts import COUNTED
-from megatron_music.scaling.fit import BOOTSTRAP, Interval, Law, Prediction
+from megatron_music.scaling.fit import BOOTSTRAP, Interval90, Law, Prediction
 from megatron_music.scaling.fit_pictures import draw
 from megatron_music.tables import short_count, table
 
@@ -122,7 +122,7 @@ def _law_row(law: Law) -> list[str]:
     return [law.name, str(len(law.points)), *numbers, f"{law.noise:.2%}", f"{off.mean():.2%}", f"{off.max():.2%}"]
 
 
-def _with_interval(interval: Interval, form: str) -> str:
+def _with_interval(interval: Interval90, form: str) -> str:
     return f"{interval.value:{form}} ({interval.low:{form}} to {interval.high:{form}})"
 
 
@@ -142,7 +142,7 @@ def _frontier_rows(law: Law, prediction: Prediction) -> list[list[str]]:
     return rows
 
 
-def _range(interval: Interval) -> str:
+def _range(interval: Interval90) -> str:
     return f"{short_count(interval.low)} to {short_count(interval.high)}"
 
 
