@@ -1,6 +1,7 @@
 """Several systems' songs side by side: every song measured, what each network hears kept, one file of all."""
 
 import importlib.util
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -174,6 +175,9 @@ def _killed_by(job: Job) -> Found | None:
 
 
 def _system(name: str, songs: list[SongFiles], found: list[Found], distances: dict[str, float]) -> SystemResult:
+    for one in found:
+        for measure_name in [key for key, value in one.measures.items() if not math.isfinite(value)]:
+            one.problems.append(f"{measure_name} is {one.measures.pop(measure_name)}: that is no result")
     results = [SongResult(name=song.name, file=song.file, **vars(one)) for song, one in zip(songs, found, strict=True)]
     return SystemResult(name=name, folder=str(songs[0].folder), songs=results, measures=distances)
 

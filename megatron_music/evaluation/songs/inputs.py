@@ -82,7 +82,7 @@ def songs_in(folder: str | Path, plain: str = "mix") -> list[SongFiles]:
         plain: the track that audio files hold whose names tell none, ``mix`` or ``vocals``.
 
     Raises:
-        InputError: there is no such folder, or no song in it.
+        InputError: there is no such folder, no song in it, or a name that is not UTF-8, which no result could hold.
     """
     if plain not in ("mix", "vocals"):
         raise InputError("plain", f"{plain!r} is no track", "name mix or vocals")
@@ -95,6 +95,10 @@ def songs_in(folder: str | Path, plain: str = "mix") -> list[SongFiles]:
         for parent, folders, names in os.walk(folder)
         if not _drop_hidden(folders)
     ]
+    for parent, names in listing:
+        if wrong := next((name for name in names if _is_no_text(name) or _is_no_text(str(parent))), None):
+            shown = os.fsencode(parent / wrong).decode(errors="replace")
+            raise InputError(shown, "has a name that is not UTF-8", "rename it")
     any_audio = any(_suffix(name) in AUDIO_SUFFIXES for _, names in listing for name in names)
     found: dict[str, list[tuple[str, Path]]] = {}
     for parent, names in listing:
@@ -119,7 +123,8 @@ def read_prompt(song: SongFiles, duration_s: float) -> tuple[Prompt, list[str]]:
     lyrics = "\n".join(line.text for section in read_sections(text) for line in section.lines) if text else ""
     if not lyrics:
         # Of a song that was sung in part, only what was sung.
-        texts = [segment.get("text") for segment in segments] or request.get("lyrics") or [content.get("lyrics")]
+        texts = [segment.get("text") for segment in segments] or request.get("lyrics") or content.get("lyrics")
+        texts = texts if isinstance(texts, list) else [texts]
         sections = [section for one in texts if isinstance(one, str) for section in read_sections(one)]
         lyrics = "\n".join(line.text for section in sections for line in section.lines)
     tags = _attempt(read_text, song.sidecars.get(".tags.txt"), problems)
@@ -172,6 +177,10 @@ def _song(name: str, folder: Path, files: list[tuple[str, Path]]) -> SongFiles |
     return SongFiles(name.replace(os.sep, "/"), folder, tracks, sidecars, tuple(problems)) if tracks else None
 
 
+def _is_no_text(name: str) -> bool:
+    return os.fsencode(name).decode(errors="replace") != name
+
+
 def _suffix(name: str) -> str:
     return os.path.splitext(name)[1].lower()
 
@@ -207,7 +216,8 @@ def _sections(content: dict[str, Any], segments: list[dict[str, Any]], duration_
         spans = [(one.get("label"), one.get("start"), one.get("end")) for one in structure if isinstance(one, dict)]
     else:
         texts = [segment.get("text") for segment in segments]
-        labels = [read_sections(text)[0].label if isinstance(text, str) and text.strip() else "" for text in texts]
+        sections = [read_sections(text) if isinstance(text, str) else [] for text in texts]
+        labels = [found[0].label if found else "" for found in sections]
         starts = [segment.get("start_frame", segment.get("codec_frame_start")) for segment in segments]
         ends = [segment.get("end_frame", segment.get("codec_frame_end")) for segment in segments]
         frames = content.get("frames") or max((end for end in ends if _is_time(end)), default=0)

@@ -114,7 +114,10 @@ class Networks:
             try:
                 if not all(map(len, rows)):
                     raise ValueError("there is no song that can be read")
-                measures[name] = compare(*rows)
+                distance = compare(*rows)
+                if not np.isfinite(distance):
+                    raise ValueError(f"it is {distance}: the model can't hear some song")
+                measures[name] = distance
             except ValueError as error:
                 missing.append(Missing(measure=name, why=str(error), how="name folders of more songs"))
         return measures, missing

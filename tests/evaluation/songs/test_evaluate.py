@@ -145,6 +145,16 @@ def test_a_song_that_kills_its_worker_is_told_and_tried_again_by_the_next_run(tm
     assert evaluate() == {"a": (0.0, []), "deadly": (0.0, [])}
 
 
+def test_what_is_no_number_is_a_problem_and_no_result(tmp_path, monkeypatch):
+    monkeypatch.setattr("megatron_music.evaluation.songs.evaluate.write_report", lambda *_: None)  # not what is tested
+    monkeypatch.setattr(one_song, "voice_measures", lambda _: {"vocal_range": float("nan"), "lowest_note": 57.0})
+    (tmp_path / "songs").mkdir()
+    (tmp_path / "songs" / "a.f0").write_text("220\n")
+    (system,) = evaluate_songs([tmp_path / "songs"], tmp_path / "out", Options(processes=1)).systems
+    assert system.songs[0].measures == {"lowest_note": 57.0}
+    assert system.songs[0].problems == ["vocal_range is nan: that is no result"]
+
+
 def test_songs_are_measured_again_once_librosa_is_installed(tmp_path, monkeypatch):
     def kept(version):
         one_song._programs.cache_clear()

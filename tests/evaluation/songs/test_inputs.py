@@ -1,4 +1,5 @@
 import json
+import os
 
 import pytest
 
@@ -91,6 +92,25 @@ def test_what_texts_and_a_manifests_fields_say(tmp_path):
     prompt, problems = read_prompt(song, 20.0)
     assert (prompt.lyrics, prompt.tags, prompt.language, problems) == ("one\ntwo", "rock", "en", [])
     assert prompt.sections == (Labelled("verse", 0.0, 9.0), Labelled("chorus", 9.0, 20.0))
+
+
+def test_odd_texts_of_segments_have_no_label(tmp_path):
+    touch(tmp_path, "a.wav")
+    texts = ["[00:01.00]", "", None, "la", "[chorus]\nlo"]
+    segments = [{"text": text, "start_frame": at, "end_frame": at + 1} for at, text in enumerate(texts)]
+    (tmp_path / "a.json").write_text(json.dumps({"frames": 5, "segments": segments}))
+    prompt, problems = read_prompt(songs_in(tmp_path)[0], 5.0)
+    assert (prompt.lyrics, prompt.sections, problems) == ("la\nlo", (Labelled("chorus", 4.0, 5.0),), [])
+    (tmp_path / "a.json").write_text(json.dumps({"request": {"lyrics": "[verse]\nla la"}}))
+    assert read_prompt(songs_in(tmp_path)[0], 5.0)[0].lyrics == "la la"
+
+
+def test_names_in_any_script_are_songs_and_those_in_none_are_told(tmp_path):
+    assert found(touch(tmp_path, "茉莉花/mix.wav", "é\u0301 🎵.mp3")).keys() == {"茉莉花", "é\u0301 🎵"}
+    (tmp_path / os.fsdecode(b"caf\xe9.txt")).touch()
+    with pytest.raises(InputError, match="caf\ufffd.txt: has a name that is not UTF-8; rename it") as refused:
+        songs_in(tmp_path)
+    str(refused.value).encode()
 
 
 @pytest.mark.parametrize("content", ["{", "[1]", '{"segments": 3, "request": [], "msa": 1, "frames": "x"}', "\udcff"])
