@@ -18,6 +18,9 @@ from megatron_music.errors import InputError
 from megatron_music.vocabulary.kinds import COARSE_KINDS, Kind
 from megatron_music.vocabulary.vocabulary import CodecRange
 
+BIGRAM_TOKENS = 4_000_000
+"""Training tokens that the bigram is fitted on, drawn by document: 4 for each pair of 1,024 codes, and a minute or two
+of one core. With more it would guess a little better, so that what a model saves against it is told too high."""
 MOST_FOLDS = 8
 _BUCKETS = 48
 _TOLERANCE = 1e-10

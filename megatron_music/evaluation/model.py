@@ -14,7 +14,7 @@ import numpy as np
 from megatron_music.corpus.indexed import IndexedSource
 from megatron_music.engine.sampling import Validity
 from megatron_music.errors import InputError
-from megatron_music.evaluation.bigram import InterpolatedBigram, bigram_loss, fit_bigram
+from megatron_music.evaluation.bigram import BIGRAM_TOKENS, InterpolatedBigram, bigram_loss, fit_bigram
 from megatron_music.evaluation.copying import reference_copying
 from megatron_music.evaluation.following import POSITION_EDGES, Following, of_songs, text_following
 from megatron_music.evaluation.intervals import mean_interval
@@ -51,7 +51,6 @@ class Effort:
         documents: held-out documents that are scored behind their own and others' texts.
         pairings: others' texts that each is scored behind.
         references: ICL documents behind whose reference is sampled.
-        bigram_tokens: most tokens that the bigram is fitted on; None takes all.
         codec_weights: of the codec, None takes those in the model's folder; for the codes of silence alone.
         device: where the network runs, in float32 on a CPU and in bfloat16 on a GPU.
     """
@@ -60,7 +59,6 @@ class Effort:
     documents: int = 32
     pairings: int = 2
     references: int = 16
-    bigram_tokens: int | None = None
     codec_weights: str | None = None
     device: str = "cpu"
     seed: int = 0
@@ -87,7 +85,8 @@ def evaluate_model(
 
     Args:
         model: an exported folder.
-        train: source ``CORPUS/NAME`` that the bigram is fitted on; the model was trained on the same songs.
+        train: source ``CORPUS/NAME`` that the bigram is fitted on (``BIGRAM_TOKENS`` of it where it holds more); the
+            model was trained on the same songs.
         held_out: source of songs that neither has seen.
         positions: audio positions sampled without any constraint, from the openings of the held-out documents.
         reference: source of in-context-learning documents, best of held-out songs.
@@ -102,7 +101,7 @@ def evaluate_model(
     codec = AudioGrammar(folder.vocabulary).codec
     effort = Effort(positions=positions, seed=seed, codec_weights=codec_weights, device=device)
     losses = held_out_loss(model, held_out, **effort.network)
-    bigram = fit_bigram([train], codec)
+    bigram = fit_bigram([train], codec, BIGRAM_TOKENS, seed)
     found = measure(model, held_out, bigram, reference, effort, index)
     return {
         "audio_loss": losses.audio,

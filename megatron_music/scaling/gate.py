@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_music.errors import InputError
-from megatron_music.evaluation.bigram import fit_bigram
+from megatron_music.evaluation.bigram import BIGRAM_TOKENS, fit_bigram
 from megatron_music.evaluation.intervals import Interval
 from megatron_music.evaluation.model import Effort, measure
 from megatron_music.files import read_json
@@ -24,10 +24,6 @@ from megatron_music.scaling.verdict import Report, decide
 from megatron_music.training.origin import read_origin
 from megatron_music.vocabulary.kinds import COARSE_GROUPS
 from megatron_music.vocabulary.vocabulary import Vocabulary
-
-BIGRAM_TOKENS = 4_000_000
-"""Training tokens that the bigram is fitted on, drawn by document: 4 for each pair of 1,024 codes, and a minute or two
-of one core. With more it would guess a little better, so that what a model saves against it is told too high."""
 
 
 @dataclass(frozen=True)

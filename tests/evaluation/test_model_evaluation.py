@@ -10,7 +10,9 @@ from typer.testing import CliRunner
 from megatron_music.cli import app
 from megatron_music.corpus.indexed import IndexedWriter
 from megatron_music.errors import InputError
+from megatron_music.evaluation.bigram import BIGRAM_TOKENS
 from megatron_music.evaluation.memorisation import samples
+from megatron_music.evaluation.model import evaluate_model
 from megatron_music.evaluation.model_evaluation import ModelRequest, model_evaluation
 from megatron_music.evaluation.report.tables import measure_rows
 from megatron_music.evaluation.result import Evaluation
@@ -116,6 +118,14 @@ def test_samples_that_are_too_short_are_missing_with_the_way_to_get_them(scene):
     (told,) = [one for one in evaluation.missing if one.measure == "silence"]
     assert str(scene / "gone") in told.why
     assert "memorised_near" not in evaluation.systems[0].measures
+
+
+def test_the_bigram_is_not_fitted_on_more_than_memory_holds(scene, monkeypatch):
+    fitted = []
+    monkeypatch.setattr("megatron_music.evaluation.model.fit_bigram", lambda *given: fitted.append(given) or 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        evaluate_model(scene / "runs" / "hf", scene / "train", scene / "held_out", seed=3)
+    assert [given[2:] for given in fitted] == [(BIGRAM_TOKENS, 3)]
 
 
 def test_spans_are_taken_apart_into_tracks(scene):
