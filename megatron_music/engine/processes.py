@@ -11,7 +11,8 @@ import threading
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from multiprocessing import connection
+from multiprocessing import connection, forkserver
+from multiprocessing.reduction import DupFd
 from typing import Any, TypeVar
 
 import torch
@@ -33,6 +34,9 @@ _REAP_SECONDS = 1.0
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 """What asks a run to stop with a checkpoint: the system's, SLURM's and Ctrl-C."""
+
+_LOADED_ONCE = ("megatron_music.engine.engine",)
+"""Loaded by the process that those of a machine without a GPU are forked from: it brings PyTorch and megatron-core."""
 
 
 def started_by_a_launcher() -> bool:
@@ -146,27 +150,67 @@ def launch(function: Callable[..., Any], processes: int, *arguments: Any) -> Non
         Lost: a process was killed.
         RuntimeError: with the traceback of the first process that raised anything else.
     """
-    context = multiprocessing.get_context("spawn")
+    context = _context()
     port, errors = free_port(), _queue(context)
+    threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, len(os.sched_getaffinity(0)) // processes))
+    environment = dict(os.environ) | {"OMP_NUM_THREADS": threads}
     workers = [
-        context.Process(target=_work, args=(function, rank, processes, port, errors, arguments))
+        context.Process(target=_work, args=(function, rank, processes, port, errors, environment, _Output(), arguments))
         for rank in range(processes)
     ]
-    threads = os.environ.get("OMP_NUM_THREADS")
-    # Read by the workers' arithmetic libraries when they load, so it has to stand before they start.
-    os.environ["OMP_NUM_THREADS"] = threads or str(max(1, len(os.sched_getaffinity(0)) // processes))
     with _passing_signals_to(workers) as asked:
-        try:
-            for worker in workers:
-                worker.start()
-        finally:
-            if threads is None:
-                del os.environ["OMP_NUM_THREADS"]
+        _start(workers, context, threads)
         try:
             _wait(workers, errors, asked)
         finally:
             for worker in workers:
                 _sweep(worker)
+
+
+def _context() -> Any:
+    """How processes are made: without a GPU they are forked from one that has loaded megatron-core, once for all.
+
+    It takes seconds to load. What it loads with a GPU may start CUDA, which must not be forked.
+    """
+    if torch.cuda.is_available():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(list(_LOADED_ONCE))
+    return context
+
+
+def _start(workers: list, context: Any, threads: str) -> None:
+    before = os.environ.get("OMP_NUM_THREADS")
+    # Read by the arithmetic libraries when they load, so it has to stand before they start.
+    os.environ["OMP_NUM_THREADS"] = threads
+    try:
+        if context.get_start_method() == "forkserver":
+            # SLURM signals every process of a step. The server, and those that it has just forked, let signals wait.
+            mask = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+            try:
+                forkserver.ensure_running()
+            finally:
+                signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        for worker in workers:
+            worker.start()
+    finally:
+        if before is None:
+            del os.environ["OMP_NUM_THREADS"]
+
+
+class _Output:
+    """Standard output and error of the process that pickles it become those of the one that unpickles it."""
+
+    def __reduce__(self) -> tuple:
+        return _take_output, (DupFd(1), DupFd(2))
+
+
+def _take_output(*files: Any) -> None:
+    for number, file in enumerate(files, 1):
+        descriptor = file.detach()
+        if descriptor != number:
+            os.dup2(descriptor, number)
+            os.close(descriptor)
 
 
 def _queue(context: Any) -> Any:
@@ -254,12 +298,29 @@ def _end_of(name: str, code: int, errors: Any, asked: list[int]) -> Exception | 
     return error if error is not None else RuntimeError(f"{name} failed:\n{trace}")
 
 
-def _work(function: Callable, rank: int, processes: int, port: str, errors: Any, arguments: tuple) -> None:
+def _work(
+    function: Callable,
+    rank: int,
+    processes: int,
+    port: str,
+    errors: Any,
+    environment: dict[str, str],
+    _output: Any,
+    arguments: tuple,
+) -> None:
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
     os.setpgid(0, 0)
     threading.Thread(target=_end_with_parent, daemon=True).start()
+    os.environ.clear()  # of the process that this one was forked from
     os.environ.update(
-        RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(processes), MASTER_ADDR="127.0.0.1", MASTER_PORT=port
+        environment,
+        RANK=str(rank),
+        LOCAL_RANK=str(rank),
+        WORLD_SIZE=str(processes),
+        MASTER_ADDR="127.0.0.1",
+        MASTER_PORT=port,
     )
+    torch.set_num_threads(int(environment["OMP_NUM_THREADS"].split(",")[0]))
     try:
         function(*arguments)
     except (InputError, RunEnded) as error:

@@ -1,5 +1,8 @@
+import json
+
 import failing_worker
 import pytest
+import telling_worker
 
 from megatron_music.engine import processes
 from megatron_music.errors import InputError
@@ -14,6 +17,28 @@ def test_bad_input_in_one_process_ends_all_with_its_line():
 def test_an_error_in_one_process_ends_all_with_its_traceback():
     with pytest.raises(RuntimeError, match=r"(?s)process 1 of 2 failed.*fail_on_rank_1.*KeyError: 'lost'"):
         processes.launch(failing_worker.fail_on_rank_1, 2, "other")
+
+
+def test_every_launch_has_the_environment_the_threads_and_the_output_of_its_moment(tmp_path, monkeypatch, capfd):
+    """Though all its processes are forked from one that was started before."""
+    for colour, count, threads in (("red", 2, "1"), (None, 1, "3"), ("blue", 1, "2,1")):
+        if colour:
+            monkeypatch.setenv("COLOUR", colour)
+        else:
+            monkeypatch.delenv("COLOUR")
+        monkeypatch.setenv("OMP_NUM_THREADS", threads)
+        folder = tmp_path / str(colour)
+        folder.mkdir()
+        processes.launch(telling_worker.tell, count, folder)
+        told = [json.loads((folder / f"{rank}.json").read_text()) for rank in range(count)]
+        assert told == [
+            {"RANK": str(rank), "WORLD_SIZE": str(count), "LOCAL_RANK": str(rank), "COLOUR": colour,
+             "OMP_NUM_THREADS": threads, "threads": int(threads[0])}
+            for rank in range(count)
+        ]  # fmt: skip
+        said = capfd.readouterr()
+        assert sorted(said.out.splitlines()) == [f"out of {rank}" for rank in range(count)]
+        assert sorted(said.err.splitlines()) == [f"error of {rank}" for rank in range(count)]
 
 
 def test_what_a_launcher_says_is_read(monkeypatch):
