@@ -159,7 +159,7 @@ def launch(function: Callable[..., Any], processes: int, *arguments: Any) -> Non
         for rank in range(processes)
     ]
     with _passing_signals_to(workers) as asked:
-        _start(workers, context, threads)
+        _start(workers, context, threads, asked)
         try:
             _wait(workers, errors, asked)
         finally:
@@ -179,7 +179,7 @@ def _context() -> Any:
     return context
 
 
-def _start(workers: list, context: Any, threads: str) -> None:
+def _start(workers: list, context: Any, threads: str, asked: list[int]) -> None:
     before = os.environ.get("OMP_NUM_THREADS")
     # Read by the arithmetic libraries when they load, so it has to stand before they start.
     os.environ["OMP_NUM_THREADS"] = threads
@@ -193,6 +193,8 @@ def _start(workers: list, context: Any, threads: str) -> None:
                 signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         for worker in workers:
             worker.start()
+            for number in asked[-1:]:  # asked while the process had no id
+                os.kill(worker.pid, number)
     finally:
         if before is None:
             del os.environ["OMP_NUM_THREADS"]

@@ -6,6 +6,7 @@ import telling_worker
 
 from megatron_music.engine import processes
 from megatron_music.errors import InputError
+from megatron_music.exits import Stopped
 
 
 def test_bad_input_in_one_process_ends_all_with_its_line():
@@ -39,6 +40,11 @@ def test_every_launch_has_the_environment_the_threads_and_the_output_of_its_mome
         said = capfd.readouterr()
         assert sorted(said.out.splitlines()) == [f"out of {rank}" for rank in range(count)]
         assert sorted(said.err.splitlines()) == [f"error of {rank}" for rank in range(count)]
+
+
+def test_who_is_asked_to_stop_while_processes_start_stops_them():
+    with pytest.raises(Stopped, match="stopped before anything was done"):
+        processes.launch(telling_worker.wait, 1, telling_worker.AsksToStop())
 
 
 def test_what_a_launcher_says_is_read(monkeypatch):
