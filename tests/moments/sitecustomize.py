@@ -11,6 +11,7 @@ import collections
 import functools
 import importlib.util
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -40,9 +41,9 @@ def _reach(place: str) -> None:
 
 def _do(deed: str) -> None:
     if deed == "kill":
-        os.kill(int(os.environ["TRAINER"]), signal.SIGKILL)
+        os.kill(int(os.environ.get("TRAINER", os.getpid())), signal.SIGKILL)
     elif deed == "ask":
-        os.kill(os.getppid(), signal.SIGTERM)
+        os.kill(multiprocessing.parent_process().pid, signal.SIGTERM)
     elif deed == "preempt":
         subprocess.run(["scancel", "--signal=USR1", "--batch", os.environ["SLURM_JOB_ID"]], check=True)
     # A handler runs when the main thread has a turn.
@@ -85,16 +86,19 @@ class _Finder:
 
 
 def _wrap_engine(engine: type) -> None:
-    step = engine.step
-    if "RANK" in os.environ:
-        os.environ.setdefault("TRAINER", str(os.getpid()))
+    start, step = engine.__init__, engine.step
+
+    @functools.wraps(start)
+    def started(self, *arguments, **options):
+        os.environ["TRAINER"] = str(os.getpid())  # for what it starts to write checkpoints
+        start(self, *arguments, **options)
 
     @functools.wraps(step)
     def step_reached(self, *arguments, **options):
         _reach("step")
         return step(self, *arguments, **options)
 
-    engine.step = step_reached
+    engine.__init__, engine.step = started, step_reached
 
 
 def _wrap_stop(stop: type) -> None:
