@@ -11,7 +11,7 @@ from megatron_music.engine import processes
 from megatron_music.engine.engine import COUNTED, Batch, Engine
 from megatron_music.recipe.recipe import Optimizer, Recipe
 
-VOCABULARY, CONTEXT, SEQUENCES = 256, 64, 8
+VOCABULARY, CONTEXT, SEQUENCES = 256, 64, 4
 STEPS, HALF = 20, 10
 RECOMPUTED = {
     "none": {},
@@ -46,7 +46,7 @@ def recipe(layout: dict, precision: str = "fp32") -> Recipe:
 
 
 def batches(step: int, engine: Engine) -> list[Batch]:
-    """This process' share of the step's 8 sequences, in which every second token repeats the one before it."""
+    """This process' share of the step's sequences, in which every second token repeats the one before it."""
     generator = np.random.default_rng(step)
     ids = generator.integers(0, VOCABULARY, (SEQUENCES, CONTEXT + 1))
     ids[:, 1::2] = ids[:, 0:-1:2]

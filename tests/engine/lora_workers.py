@@ -13,7 +13,7 @@ from megatron_music.engine.lora import is_adapter
 from megatron_music.recipe.layout import Layout
 from megatron_music.recipe.recipe import Lora, Recipe
 
-STEPS, HALF = 12, 6
+STEPS, HALF = 14, 7
 DRAWS = "sequence", "data"
 """The layouts on which dropout and whole embeddings are trained as well."""
 PLAIN = Lora(rank=8, alpha=16)
