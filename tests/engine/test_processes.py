@@ -1,4 +1,5 @@
 import json
+import multiprocessing
 
 import failing_worker
 import pytest
@@ -20,6 +21,22 @@ def test_an_error_in_one_process_ends_all_with_its_traceback():
         processes.launch(failing_worker.fail_on_rank_1, 2, "other")
 
 
+def launch_and_hear(folder, count, capfd):
+    """What the processes of ``telling_worker`` were given and, in order, what they wrote to both outputs."""
+    folder.mkdir()
+    processes.launch(telling_worker.tell, count, folder)
+    said = capfd.readouterr()
+    told = [json.loads((folder / f"{rank}.json").read_text()) for rank in range(count)]
+    return told, sorted(said.out.splitlines()), sorted(said.err.splitlines())
+
+
+def expected(count, colour, threads):
+    ranks = [str(rank) for rank in range(count)]
+    told = [{"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": str(count), "COLOUR": colour, "OMP_NUM_THREADS": threads,
+             "threads": int(threads[0])} for rank in ranks]  # fmt: skip
+    return told, [f"out of {rank}" for rank in ranks], [f"error of {rank}" for rank in ranks]
+
+
 def test_every_launch_has_the_environment_the_threads_and_the_output_of_its_moment(tmp_path, monkeypatch, capfd):
     """Though all its processes are forked from one that was started before."""
     for colour, count, threads in (("red", 2, "1"), (None, 1, "3"), ("blue", 1, "2,1")):
@@ -28,18 +45,14 @@ def test_every_launch_has_the_environment_the_threads_and_the_output_of_its_mome
         else:
             monkeypatch.delenv("COLOUR")
         monkeypatch.setenv("OMP_NUM_THREADS", threads)
-        folder = tmp_path / str(colour)
-        folder.mkdir()
-        processes.launch(telling_worker.tell, count, folder)
-        told = [json.loads((folder / f"{rank}.json").read_text()) for rank in range(count)]
-        assert told == [
-            {"RANK": str(rank), "WORLD_SIZE": str(count), "LOCAL_RANK": str(rank), "COLOUR": colour,
-             "OMP_NUM_THREADS": threads, "threads": int(threads[0])}
-            for rank in range(count)
-        ]  # fmt: skip
-        said = capfd.readouterr()
-        assert sorted(said.out.splitlines()) == [f"out of {rank}" for rank in range(count)]
-        assert sorted(said.err.splitlines()) == [f"error of {rank}" for rank in range(count)]
+        assert launch_and_hear(tmp_path / str(colour), count, capfd) == expected(count, colour, threads)
+
+
+def test_processes_that_are_spawned_as_with_a_gpu_have_the_same(tmp_path, monkeypatch, capfd):
+    monkeypatch.setattr(processes, "_context", lambda: multiprocessing.get_context("spawn"))
+    monkeypatch.setenv("COLOUR", "green")
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    assert launch_and_hear(tmp_path / "spawned", 1, capfd) == expected(1, "green", "3")
 
 
 def test_who_is_asked_to_stop_while_processes_start_stops_them():
