@@ -13,7 +13,7 @@ quickstart: $(READY)
 	$(VENV)/bin/python tools/quickstart.py
 
 test: $(READY)
-	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder --max-worker-restart 0
 
 soak: $(READY)
 	SOAK=20 OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest tests/training/test_not_killed.py
