@@ -19,7 +19,8 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
     """Yields a temporary sibling of ``path`` that takes its name once the block ends without an error.
 
     The content is flushed to disk before the rename, so that a crash leaves the old file or the new one. The block may
-    also create a folder under the yielded name; it then replaces a folder of the final name.
+    also create a folder under the yielded name; it then replaces a folder of the final name. A file never does: raises
+    InputError.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -32,6 +33,8 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
             if file.is_file():
                 sync(file)
         if path.is_dir():
+            if temporary.is_file():
+                raise InputError(path, "is a folder", "name a file")
             path.rename(workspace / "replaced")
         os.replace(temporary, path)
         sync(path.parent)

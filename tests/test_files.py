@@ -35,6 +35,14 @@ def test_a_folder_replaces_a_folder(tmp_path):
     assert [file.name for file in path.iterdir()] == ["new"]
 
 
+def test_a_file_replaces_no_folder(tmp_path):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "old").touch()
+    with pytest.raises(InputError, match="folder: is a folder; name a file"):
+        write_json(tmp_path / "folder", {})
+    assert [path.name for path in tmp_path.rglob("*")] == ["folder", "old"]
+
+
 def test_json_survives_and_damage_is_named_with_its_line(tmp_path):
     write_json(tmp_path / "a.json", {"ä": [1, 2]})
     assert read_json(tmp_path / "a.json") == {"ä": [1, 2]}
