@@ -43,12 +43,16 @@ class Limit(_Sourced):
         return self
 
     def judge(self, found: Interval) -> Judgement:
-        """Good or bad where the whole interval is; the value alone where there is no interval."""
+        """Good or bad where the whole interval is; the value alone where there is no interval.
+
+        Bad where it is both: surely more than nothing may surely be too little.
+        """
         low = found.value if found.low is None else found.low
         high = found.value if found.high is None else found.high
-        if self.go_below is not None:
-            return "good" if high < self.go_below else "bad" if _beyond(low, self.no_go_above) else "open"
-        return "good" if low > self.go_above else "bad" if _beyond(self.no_go_below, high) else "open"
+        if _beyond(low, self.no_go_above) or _beyond(self.no_go_below, high):
+            return "bad"
+        is_good = high < self.go_below if self.go_below is not None else low > self.go_above
+        return "good" if is_good else "open"
 
     def scaled(self, factor: float) -> "Limit":
         """The same with all numbers multiplied."""

@@ -301,6 +301,7 @@ def test_limits_judge_whole_intervals():
     above = Limit(go_above=0.0, no_go_below=0.002, source="test")
     found = [Interval(0.01, 0.001, 0.02), Interval(0.01, -0.001, 0.02), Interval(0, -0.001, 0.001)]
     assert [above.judge(interval) for interval in found] == ["good", "open", "bad"]
+    assert above.judge(Interval(0.0004, 0.0002, 0.0005)) == "bad"
 
 
 @pytest.mark.parametrize(
