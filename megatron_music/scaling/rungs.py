@@ -34,6 +34,13 @@ class Rule:
     learning_rate_exponent: float = LEARNING_RATE_EXPONENT
     batch_exponent: float = BATCH_EXPONENT
 
+    def __post_init__(self):
+        """Raises InputError for an exponent that no rule has: operations differ by factors of thousands."""
+        for name, value in vars(self).items():
+            if not -1 <= value <= 1:
+                option = "--" + name.replace("_", "-")
+                raise InputError(option, f"{value:g} is no exponent", "name one from -1 to 1")
+
     def __str__(self) -> str:
         known = (self.learning_rate_exponent, self.batch_exponent) == (LEARNING_RATE_EXPONENT, BATCH_EXPONENT)
         source = " (DeepSeek LLM, arXiv 2401.02954)" if known else ""

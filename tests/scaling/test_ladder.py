@@ -92,6 +92,14 @@ def test_run_folders_follow_the_override(predictor, tmp_path):
     assert (str(rung.recipe.run), rung.recipe.seed) == ("/data/runs/20M_20x", 7)
 
 
+@pytest.mark.parametrize(("name", "value"), [("learning-rate", "nan"), ("learning-rate", "100"), ("batch", "inf")])
+def test_an_exponent_that_no_rule_has_is_refused_and_nothing_is_written(predictor, tmp_path, name, value):
+    call = ["predict", "ladder", str(predictor), str(tmp_path / "ladder"), f"--{name}-exponent", value]
+    with pytest.raises(InputError, match=f"--{name}-exponent: {value} is no exponent; name one from -1 to 1"):
+        CliRunner().invoke(cli.app, call, catch_exceptions=False)
+    assert not (tmp_path / "ladder").exists()
+
+
 @pytest.mark.parametrize(("gpus", "nodes"), [(8, 1), (9, 3), (12, 2)])
 def test_all_gpus_of_a_rung_are_submitted(predictor, tmp_path, gpus, nodes):
     (rung,) = write_ladder(predictor, tmp_path, "20M", "20", gpus=gpus)
