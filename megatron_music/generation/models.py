@@ -22,6 +22,16 @@ FILE_END_BYTES = 2**20
 STAGE1_TASKS, STAGE2_TASKS = ("lyrics_to_song", "reference", "unconditional"), ("residual",)
 
 
+def check_device(device: str) -> None:
+    """Raises InputError for a torch device that this machine lacks."""
+    import torch
+
+    kind, _, index = device.partition(":")
+    there = kind == "cuda" and torch.cuda.is_available() and (not index or index.isdigit())
+    if device != "cpu" and not (there and int(index or 0) < torch.cuda.device_count()):
+        raise InputError("--device", f"{device} is not there", "choose cpu, or cuda on a machine with a GPU")
+
+
 @dataclass(frozen=True)
 class ModelFolder:
     """What is known of a model folder before its weights are read.

@@ -14,6 +14,7 @@ from megatron_music.evaluation.bigram import BIGRAM_TOKENS, fit_bigram
 from megatron_music.evaluation.intervals import Interval
 from megatron_music.evaluation.model import Effort, measure
 from megatron_music.files import read_json
+from megatron_music.generation.models import check_device
 from megatron_music.progress import console
 from megatron_music.recipe.flops import parameter_count
 from megatron_music.recipe.recipe import Recipe
@@ -56,7 +57,7 @@ def gate(
     Raises:
         InputError: the folder is no run, or a source that is named is not there.
     """
-    _check_device(effort.device)
+    check_device(effort.device)
     if not (run / "recipe.yaml").is_file():
         raise InputError(run, "is not a run: no recipe.yaml", "name the run folder of a recipe")
     recipe = Recipe.load(run / "recipe.yaml")
@@ -76,13 +77,6 @@ def gate(
         sources = sources_of(recipe, corpus, train, held_out, reference)
         _add_model(report, run, recipe, corpus, sources, thresholds, effort)
     return decide(report, thresholds)
-
-
-def _check_device(device: str) -> None:
-    import torch
-
-    if device != "cpu" and not (device.split(":")[0] == "cuda" and torch.cuda.is_available()):
-        raise InputError("--device", f"{device} is not there", "choose cpu, or cuda on a machine with a GPU")
 
 
 def _add_budget(

@@ -150,6 +150,7 @@ def test_spans_are_taken_apart_into_tracks(scene):
         (["--probes", "held_out.json"], "line 2: has"),
         (["--index", "evaluation.json"], "evaluation.json: is no index of a training corpus"),
         (["--index", "train.copies", "--trained-on", "held_out"], "is the index of train as it was then, not of"),
+        (["--device", "foo"], "--device: foo is not there; choose cpu, or cuda on a machine with a GPU"),
     ],
 )
 def test_wrong_files_are_told_in_one_line_before_the_network_is_read(scene, found, monkeypatch, options, told):

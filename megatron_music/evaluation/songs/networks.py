@@ -20,6 +20,7 @@ from megatron_music.evaluation.songs.embedding import AudioNetwork, frechet_dist
 from megatron_music.evaluation.songs.inputs import F0, SongFiles, read_prompt
 from megatron_music.evaluation.songs.lyrics_error import Recogniser, hear_words, load_recogniser
 from megatron_music.evaluation.songs.song import Found
+from megatron_music.generation.models import check_device
 from megatron_music.progress import track
 
 EXAMPLES = {
@@ -61,6 +62,8 @@ class Networks:
 
     def __init__(self, named: Named, reference: list[SongFiles], store: Path):
         self._named, self._reference, self._store = named, reference, store
+        if named.recogniser or named.rmvpe or named.embedding or named.classifier:
+            check_device(named.device)
         self.recogniser: Recogniser | None = None
         if named.recogniser is not None:
             self.recogniser = load_recogniser(named.recogniser, named.device)

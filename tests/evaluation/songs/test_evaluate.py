@@ -233,6 +233,7 @@ def test_bad_input_is_told_before_anything_is_measured(tmp_path, troubled, evalu
         ([troubled], out, Options(plain="drums"), "'drums' is no track"),
         ([troubled], out, Options(named=Named(recogniser=str(tmp_path / "x"))), "no such file or folder"),
         ([troubled], out, Options(named=Named(reference=tmp_path / "x")), "no such folder"),
+        ([troubled], out, Options(named=Named(embedding="x", device="foo")), "--device: foo is not there"),
         ([troubled], tmp_path, Options(), "exists and is no evaluation"),
     ):
         (tmp_path / "file").write_text("x")
