@@ -53,6 +53,7 @@ def model(
         typer.echo(json.dumps(found.model_dump(mode="json"), indent=2))
     else:
         found.write(out)
+        typer.echo(f"written: {out}")
 
 
 @evaluate.command(epilog="Example: megatron-music evaluate songs runs/a/songs runs/b/songs --out evaluation")

@@ -176,7 +176,8 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
             return load_file(path)
         content = torch.load(path, "cpu", weights_only=True)
     except Exception as error:  # damage shows as any of a dozen types, depending on the byte
-        raise InputError(path, f"can't be read as weights ({error})", "fetch the file again") from None
+        # PyTorch's own text fills a page, and advises to run what stands in the file.
+        raise InputError(path, f"can't be read as weights ({type(error).__name__})", "fetch the file again") from None
     if not isinstance(content, dict) or not all(isinstance(tensor, Tensor) for tensor in content.values()):
         raise InputError(path, "holds other things than tensors by name", _MEND)
     return content
