@@ -3,7 +3,8 @@
 # make soak         kills one process of a run at 20 moments, and compares every loss with an undisturbed run's
 # make environment  the virtual environment alone (both of the above make it where it is missing)
 
-PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3)
+# The first that runs: pyenv has a command of every name that fails where the version isn't chosen.
+PYTHON ?= $(shell for python in python3.11 python3.12 python3.13 python3; do $$python -c '' 2> /dev/null && command -v $$python && break; done)
 VENV := .venv
 READY := $(VENV)/.ready
 
@@ -21,7 +22,7 @@ soak: $(READY)
 environment: $(READY)
 
 $(READY): constraints.txt pyproject.toml
-	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if v in [(3, 11), (3, 12)] else "megatron-music needs Python 3.11 or 3.12, this is %d.%d; run: make PYTHON=/path/to/python3.11" % v)'
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 11) <= v <= (3, 13) else "megatron-music needs Python 3.11 to 3.13, this is %d.%d; run: make PYTHON=/path/to/python3.11" % v)'
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt torch
 	$(VENV)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]'
