@@ -137,8 +137,7 @@ def _peak(
     runs = _runs_in_flight(recipe, processes, stage, phase)
     layers = recipe.network.layers // (layout.pipeline * layout.interleave)
     activations = runs * tensors.kept_by_layers(layers)
-    again = tensors.computed_again
-    in_layer = again + tensors.while_a_layer_goes_back
+    in_layer = tensors.while_a_layer_goes_back + tensors.computed_again_on_top(layers)
     if not is_last:
         return activations, 0, in_layer
     width, columns = bytes_per_number(recipe), vocabulary_size // layout.tensor
@@ -233,13 +232,18 @@ class _Tensors:
         dropped = self.width + 1 if lora is not None and lora.dropout else 0
         return self.tokens * channels * ((1 if self.recipe.fp8_scaling else self.width) + dropped)
 
-    @property
-    def computed_again(self) -> int:
-        """By one layer, just before its backward pass."""
-        recompute = self.recipe.layout.recompute
+    def computed_again_on_top(self, layers: int) -> int:
+        """By one layer of a run, just before its backward pass, above what the run keeps.
+
+        megatron-core computes the first layers of a run again. Those behind them go back, and are gone, before.
+        """
+        recompute, again = self.recipe.layout.recompute, self.recipe.layout.recompute_layers
         if recompute == "none":
             return 0
-        return self._feed_forward + (self._norms + self._attention - self.residual if recompute == "full" else 0)
+        if recompute == "selective":
+            return self._feed_forward
+        gone = 0 if again is None else (layers - again) * self._layer
+        return max(0, self._layer - self.residual - gone)
 
     @property
     def while_a_layer_goes_back(self) -> int:

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch.profiler import ProfilerActivity, profile
+from allocated import MostAllocated
 
-from megatron_music.engine import processes
+from megatron_music.engine import kernels, processes
 from megatron_music.engine.engine import Batch, Engine
 from megatron_music.recipe.recipe import Recipe
 
@@ -49,6 +49,8 @@ def recipe(fields: dict) -> Recipe:
 def measure_all(folder: Path, cases: dict[str, dict], ports: list[str]) -> None:
     """Measures a step of every case; writes ``NAME_RANK.json``."""
     torch.set_num_threads(1)
+    # A processor that can't multiply BF16 does it on copies in FP32, which no GPU has, and no plan.
+    kernels._MULTIPLIES_BF16 = True
     for (name, fields), port in zip(cases.items(), ports, strict=True):
         # A port of its own: one process may join anew while the other has yet to leave.
         os.environ["MASTER_PORT"] = port
@@ -61,8 +63,9 @@ def measure_all(folder: Path, cases: dict[str, dict], ports: list[str]) -> None:
 
 def measure(engine: Engine) -> dict[str, int]:
     """Parameters, and bytes of weights, gradients and optimizer as they lie in memory; and what a step takes on top."""
-    # Garbage and what gloo's threads have yet to let go of only add to it, more on a busy machine.
-    peak = min(highest_of_a_step(engine) for _ in range(6))
+    # The first step makes what stays.
+    train_a_step(engine)
+    peak = highest_of_a_step(engine)
     buffers = [buffer for chunk in engine.chunks for buffer in chunk.buffers]
     parameters = [parameter for chunk in engine.chunks for parameter in chunk.parameters()]
     weights = storages([*(buffer.param_data for buffer in buffers), *parameters])
@@ -99,10 +102,9 @@ def storages(tensors: Iterable[torch.Tensor]) -> dict[int, int]:
 
 
 def highest_of_a_step(engine: Engine) -> int:
-    """The most bytes that were allocated at once, above those that stay: what torch's allocator told."""
+    """The most bytes of new tensors at once."""
     gc.collect()
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
+    allocated = MostAllocated()
+    with allocated:
         train_a_step(engine)
-    events = profiled.profiler.kineto_results.events()
-    changes = sorted((event.start_ns(), event.nbytes()) for event in events if event.name() == "[memory]")
-    return int(np.cumsum([change for _, change in changes]).max())
+    return allocated.largest

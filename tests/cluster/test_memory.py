@@ -47,9 +47,7 @@ def test_what_is_allocated_is_what_was_planned(measured, case):
         for part in ("weights", "gradients", "optimizer"):
             assert found[part] == pytest.approx(getattr(memory, part), rel=0.1), part
         peak = memory.activations + memory.logits + memory.working
-        # A processor that can't multiply BF16 does it on copies in FP32, which no GPU has, and no plan.
-        has_copies = recipe.is_bf16 and not kernels._MULTIPLIES_BF16
-        assert found["peak"] == pytest.approx(peak, rel=0.15 if has_copies else 0.1), (memory, found)
+        assert found["peak"] == pytest.approx(peak, rel=0.1), (memory, found)
 
 
 def test_the_constants_are_the_engines():

@@ -147,6 +147,7 @@ def one_process(folder: Path) -> None:
     engine.save(folder / "start")
     run_on({}, "one", folder)
     bf16 = start({}, folder / "start", "bf16")
+    np.save(folder / "one_bf16.npy", logits_of(bf16))
     write(folder, "one_bf16", train(bf16, 0, STEPS))
     for name, layout in RECOMPUTED.items():
         engine = start(layout, folder / "start")

@@ -1,9 +1,6 @@
-import weakref
-
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from allocated import MostAllocated
 
 from megatron_music.engine import kernels
 from megatron_music.engine.kernels import RMSNormalize, RotaryHeads, SwiGLU, VocabularyCrossEntropy
@@ -108,25 +105,6 @@ def test_cross_entropy_holds_no_fp32_copy_of_the_logits():
     assert gradient.data_ptr() == logits.data_ptr()
     # A block at a time of some MiB, in which one FP32 copy of all would take 164.
     assert allocated.largest < 8 * 2**20 < rows * columns * 4 / 20
-
-
-class MostAllocated(TorchDispatchMode):
-    """The largest number of bytes of results that lived at the same time within it."""
-
-    def __enter__(self):
-        self.sizes, self.largest = {}, 0
-        return super().__enter__()
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        given = {x.untyped_storage().data_ptr() for x in tree_leaves((args, kwargs)) if torch.is_tensor(x)}
-        result = function(*args, **(kwargs or {}))
-        for x in tree_leaves(result):
-            if torch.is_tensor(x) and x.untyped_storage().data_ptr() not in given:
-                storage = x.untyped_storage()
-                self.sizes[id(storage)] = storage.nbytes()
-                weakref.finalize(storage, self.sizes.pop, id(storage), None)
-        self.largest = max(self.largest, sum(self.sizes.values()))
-        return result
 
 
 def test_cross_entropy_of_bf16_logits_is_worked_out_in_fp32():

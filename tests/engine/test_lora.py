@@ -6,6 +6,7 @@ import lora_workers
 import numpy as np
 import pytest
 import torch
+from curves import decrease, rounding_error
 from torch.distributed.checkpoint import FileSystemReader
 
 from megatron_music.engine import processes
@@ -61,8 +62,7 @@ def test_they_learn_the_same_where_layers_are_computed_again(runs):
 
 
 def test_they_learn(runs):
-    losses = result(runs, "one")["losses"]
-    assert losses[-1] < losses[0] - 0.3
+    assert decrease(result(runs, "one")["losses"]) > 0.15
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -108,7 +108,11 @@ def test_embeddings_are_trained_whole_where_the_recipe_says_so(runs):
 
 
 def test_bf16_trains_like_fp32(runs):
-    np.testing.assert_allclose(result(runs, "bf16")["losses"], result(runs, "one")["losses"], rtol=0, atol=0.03)
+    # Some 50 roundings one behind the other.
+    assert 0.5 < rounding_error(np.load(runs / "bf16.npy"), np.load(runs / "one.npy")) < 4
+    bf16, fp32 = result(runs, "bf16"), result(runs, "one")
+    assert rounding_error(bf16["norms"][:1], fp32["norms"][:1]) < 4
+    assert decrease(bf16["losses"]) == pytest.approx(decrease(fp32["losses"]), rel=0.05)
 
 
 def test_dropout_differs_between_copies_and_repeats_itself(runs):
