@@ -4,8 +4,11 @@ A note counts once four f0 values in a row, 10 ms apart, are the same semitone (
 the vocal range is the highest such note less the lowest.
 """
 
+import fcntl
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 
@@ -77,12 +80,7 @@ def f0_of_audio(samples: np.ndarray, sample_rate: int = SAMPLE_RATE) -> np.ndarr
     Raises:
         InputError: librosa is not installed.
     """
-    try:
-        import librosa
-    except ImportError as error:
-        raise InputError(
-            "vocal range", f"needs librosa ({error})", "pip install 'megatron-music[evaluation]'"
-        ) from None
+    librosa = load_librosa()
     samples = resample(samples, sample_rate, SAMPLE_RATE)
     hop, piece, margin = (round(seconds * SAMPLE_RATE) for seconds in (1 / FRAMES_PER_S, PIECE_S, MARGIN_S))
     pieces = []
@@ -106,6 +104,25 @@ def f0_of_audio(samples: np.ndarray, sample_rate: int = SAMPLE_RATE) -> np.ndarr
         f0_hz = _not_too_low(heard, np.where(voiced_T < LEAST_VOICED, np.nan, f0_hz))
         pieces.append(f0_hz[before // hop :][:frames])
     return np.concatenate(pieces) if pieces else np.zeros(0)
+
+
+def load_librosa() -> ModuleType:
+    """librosa, with the functions that numba compiles, or has compiled before, when they are imported.
+
+    One process at a time: numba's cache of them crashes its readers where two have filled it at once
+    (https://github.com/numba/numba/issues/10128). Raises InputError where librosa is not installed.
+    """
+    try:
+        import librosa
+    except ImportError as error:
+        mend = "pip install 'megatron-music[evaluation]'"
+        raise InputError("vocal range", f"needs librosa ({error})", mend) from None
+    with open(librosa.__file__) as file:
+        with suppress(OSError):  # Some cluster file systems have no locks.
+            fcntl.flock(file, fcntl.LOCK_EX)
+        import librosa.core.audio
+        import librosa.core.pitch
+    return librosa
 
 
 def _not_too_low(samples: np.ndarray, f0_hz: np.ndarray) -> np.ndarray:
