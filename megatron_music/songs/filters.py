@@ -14,8 +14,10 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from megatron_music.recipe.fields import Strict
+from megatron_music.songs.credits import is_credit
 from megatron_music.songs.manifest import manifest_field
 from megatron_music.songs.song import Rejected, Segment, Song, split_tags
+from megatron_music.songs.stamps import without_stamps
 
 Track = Literal["mix", "vocals", "accompaniment"]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -34,21 +36,10 @@ _SCRIPTS = {
     "bn": ("BENGALI",), "ka": ("GEORGIAN",), "hy": ("ARMENIAN",), "am": ("ETHIOPIC",),
 }  # fmt: skip
 """First words of the Unicode names of the letters that a language is written in; Latin where it is not listed."""
-_TIME_STAMPS = re.compile(r"^\s*(?:[\[<]\d{1,3}:\d{2}(?:[.:]\d{1,3})?[\]>]\s*)+")
-_CREDIT = (
-    r"(?:lyrics?|words|music|written|composed|composer|lyricist|produced|producers?|arranged|arranger|arrangement|"
-    r"performed|recorded|mixed|mixing|mastered|mastering|vocals?|guitars?|bass|drums|publisher|label)"
-)
-_CREDIT_ZH = (
-    r"(?:作?[词詞曲]|作[词詞]者|作曲者|[编編]曲|演唱|原唱|[制製]作人?|"
-    r"[录錄]音|混音|母[带帶]|出品|[发發]行|吉他|和[声聲]|[监監]制)"
-)
 _IRRELEVANT = re.compile(
     "|".join(
         [
             r"https?://|www\.|\w@\w+\.\w",
-            rf"^\s*{_CREDIT}(?:\s+and\s+{_CREDIT})*\s*(?:by\b|[:：])",
-            rf"^\s*{_CREDIT_ZH}(?:\s*[/／、&]\s*{_CREDIT_ZH})*\s*[:：]",
             r"©|\bcopyright\b|\ball rights reserved\b",
             r"^\s*\d*\s*embed\s*$|^\s*you might also like\s*$|^\s*\d+ contributors?\b|^\s*see .* live\b.*\btickets\b",
             r"^\s*[(\[]?\s*[x×]\s*\d+\s*[)\]]?\s*$|^\s*[(\[]?\s*\d+\s*[x×]\s*[)\]]?\s*$",
@@ -301,8 +292,8 @@ def without_irrelevant_text(text: str) -> str:
     Such lines are credits, links, copyright notices, repeat counts, and what lyrics sites put around a text. The label
     line and empty lines stay.
     """
-    lines = [_TIME_STAMPS.sub("", line) for line in text.split("\n")]
-    return "\n".join(line for line in lines if not _IRRELEVANT.search(line))
+    lines = [without_stamps(line) for line in text.split("\n")]
+    return "\n".join(line for line in lines if not is_credit(line) and not _IRRELEVANT.search(line))
 
 
 def count_lines(segments: list[Segment]) -> int:
