@@ -16,6 +16,9 @@ app = typer.Typer(
 
 RecipeFile = Annotated[Path, typer.Argument(help="Recipe file.")]
 Processes = Annotated[int | None, typer.Option(min=1, help="Processes on this machine.", show_default="chosen")]
+LyricsTranslation = Annotated[
+    str, typer.Option("--translation", help="Of original and translation under one time: first, second or both.")
+]
 Overrides = Annotated[
     list[str] | None, typer.Option("--set", help="Change a field: a.b=c. May be given several times.")
 ]

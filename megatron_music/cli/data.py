@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from megatron_music.cli.app import Processes, app
+from megatron_music.cli.app import LyricsTranslation, Processes, app
 
 
 @app.command(epilog="Example: megatron-music songbook runs/quickstart/songs --takes 6")
@@ -25,11 +25,12 @@ def songbook(
 @app.command(epilog="Example: megatron-music manifest recordings songs --source home --licence CC0")
 def manifest(
     folder: Annotated[Path, typer.Argument(help="Folder of recordings, with folders below it.")],
-    out: Annotated[Path, typer.Argument(help="Folder for manifest.jsonl and rejects.parquet.")],
+    out: Annotated[Path, typer.Argument(help="Folder for manifest.jsonl, rejects.parquet and remarks.txt.")],
     speech: Annotated[bool, typer.Option("--speech", help="Clips of speech: a .txt holds what is said.")] = False,
     language: Annotated[str | None, typer.Option(help="ISO 639-1 code where a song names none.")] = None,
     source: Annotated[str | None, typer.Option(help="Where the songs come from, where they don't say.")] = None,
     licence: Annotated[str | None, typer.Option(help="Their licence, where they don't say.")] = None,
+    translation: LyricsTranslation = "first",
 ) -> None:
     r"""Make a manifest of a folder: recordings with their stems, lyrics and tags, paired by name.
 
@@ -37,13 +38,14 @@ def manifest(
 
     Stems: song.vocals.wav and song.instrumental.wav, or song/vocals.wav and song/no_vocals.wav.
 
-    Lyrics: song.lrc with times, or song.txt with labels such as \[verse] on lines of their own; or song/lyrics.txt.
+    Lyrics: song.lrc with times, or song.txt with labels such as \[verse]; or song/lyrics.txt. What is not sung
+    (credits, header tags, repeat marks, ...) is left out, and OUT/remarks.txt names it.
 
     Tags and more: song.tags.txt; song.json with fields of a manifest (tags, language, id, msa) and any others.
     """
     from megatron_music.songs.folder import manifest_of_folder
 
-    typer.echo(manifest_of_folder(folder, out, speech, language, source, licence))
+    typer.echo(manifest_of_folder(folder, out, speech, language, source, licence, translation))
 
 
 @app.command(epilog="Example: megatron-music tokenizer songs/manifest.jsonl tokenizer.model --size 1024")

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from megatron_music.cli.app import app
+from megatron_music.cli.app import LyricsTranslation, app
 
 Verify = Annotated[bool, typer.Option("--verify", help="Compare every weight, and the logits of both sides.")]
 
@@ -72,7 +72,11 @@ def generate(
     out: Annotated[Path, typer.Argument(help="Folder for mix, stems and song.json; several songs: OUT/01, ...")],
     stage1: Annotated[Path | None, typer.Option(help="Stage-1 model folder.")] = None,
     stage2: Annotated[Path | None, typer.Option(help="Stage-2 model folder.")] = None,
-    lyrics: Annotated[Path | None, typer.Option(help=r"Text file with \[verse], \[chorus], ... sections.")] = None,
+    lyrics: Annotated[
+        Path | None,
+        typer.Option(help=r"Text file with \[verse], \[chorus], ... sections, or LRC; read as by manifest."),
+    ] = None,
+    translation: LyricsTranslation = "first",
     tags: Annotated[Path | None, typer.Option(help="Text file with one line of tags.")] = None,
     repeat: Annotated[Path | None, typer.Option(help="song.json of a song to sing again.")] = None,
     reference: Annotated[
@@ -118,7 +122,9 @@ def generate(
     models = Models(stage1, stage2, codec, weights, vocoder, vocabulary, tokenizer, device, backend=backend)
     span = (reference_start, reference_end)
     references = tuple(reference or ())
-    asked = Prompt(lyrics, tags, repeat, references, span, past, after, segments, instrumental, tracks, seed)
+    asked = Prompt(
+        lyrics, tags, repeat, references, span, past, after, segments, instrumental, tracks, seed, translation
+    )
     settings = SamplingSettings(
         top_k=top_k,
         top_p=top_p,

@@ -23,6 +23,7 @@ from megatron_music.documents.lyrics_to_song import (
     usable_segments,
 )
 from megatron_music.documents.tracks import Pair, common_length, load_pair, pair_audio
+from megatron_music.songs.labels import plain_label
 from megatron_music.songs.song import Rejected, Segment, Song
 from megatron_music.vocabulary.kinds import TRACK_KINDS
 
@@ -141,7 +142,7 @@ def _first_start(
     song: Song, first: int, frames: int, length: int, frames_per_second: float, rng: np.random.Generator
 ) -> int:
     """Start in frames after ``first``: inside a random chorus where the reference fits it, else anywhere."""
-    choruses = [section for section in song.structure if section["label"] == "chorus"]
+    choruses = [section for section in song.structure if plain_label(section["label"]) == "chorus"]
     if choruses:
         chorus = choruses[int(rng.integers(len(choruses)))]
         earliest = max(0, int(chorus["start"] * frames_per_second) - first)

@@ -8,7 +8,7 @@ from typing import Literal
 from megatron_music.conversion.export import refuse_foreign_folder
 from megatron_music.errors import InputError
 from megatron_music.files import read_json
-from megatron_music.generation.hints import language_hints, read_known_tags, tag_hints
+from megatron_music.generation.hints import language_hints, lyrics_hints, read_known_tags, tag_hints
 from megatron_music.generation.prompt import read_lyrics, read_tags
 from megatron_music.generation.request import SongRequest, SungSegment
 from megatron_music.generation.sampling import SamplingSettings
@@ -23,6 +23,7 @@ class Prompt:
 
     Attributes:
         lyrics, tags: files, see ``read_lyrics`` and ``read_tags``; no lyrics ask for a song without any.
+        translation: of lyrics in two languages, see ``parse_lyrics``.
         repeat: ``song.json`` of a song to sing again: prompt, seed, settings and, where none are named, models come
             from there.
         reference: an audio file or codes to resemble, or two: vocals and accompaniment; of them, in seconds,
@@ -44,6 +45,7 @@ class Prompt:
     instrumental: bool = False
     tracks: Literal["dual", "mix"] = "dual"
     seed: int = 42
+    translation: str = "first"
 
 
 def generate(
@@ -77,7 +79,7 @@ def generate(
     outs = _folders(Path(out), songs, file_format)
     known = None if known_tags is None else read_known_tags(known_tags)
     if prompt.repeat is None:
-        studio, request = _asked(models, prompt)
+        studio, request = _asked(models, prompt, say)
     elif prompt.lyrics or prompt.tags or prompt.past or prompt.reference or songs != 1:
         raise InputError("repeat", "a song is repeated as it was", "leave out the prompt, or --repeat")
     else:
@@ -106,9 +108,14 @@ def _folders(out: Path, songs: int, file_format: str) -> list[Path]:
     return outs
 
 
-def _asked(models: Models, prompt: Prompt) -> tuple[Studio, SongRequest]:
+def _asked(models: Models, prompt: Prompt, say: Callable[[str], None]) -> tuple[Studio, SongRequest]:
     """The studio, and what its first song shall be; the small files are read first."""
-    lyrics = () if prompt.lyrics is None else tuple(read_lyrics(prompt.lyrics))
+    lyrics: tuple[str, ...] = ()
+    if prompt.lyrics is not None:
+        read = read_lyrics(prompt.lyrics, prompt.translation)
+        lyrics = tuple(read.texts)
+        for hint in lyrics_hints(read, prompt.lyrics):
+            say(f"hint: {hint}")
     tags = None if prompt.tags is None else read_tags(prompt.tags)
     studio = Studio(models)
     sung: tuple[SungSegment, ...] = ()

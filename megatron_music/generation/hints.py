@@ -9,6 +9,8 @@ from pathlib import Path
 
 from megatron_music.errors import InputError
 from megatron_music.files import read_text
+from megatron_music.songs.lyric_rows import Remark
+from megatron_music.songs.lyrics import Lyrics
 from megatron_music.songs.song import split_tags
 from megatron_music.vocabulary.text import TextTokenizer
 
@@ -16,6 +18,7 @@ from megatron_music.vocabulary.text import TextTokenizer
 KNOWN_SCRIPTS = ("LATIN", "CJK", "HIRAGANA", "KATAKANA", "HANGUL")
 FOREIGN_SHARE = 0.2
 LONGEST_TAG_WORDS = 4
+MOST_LINES = 8
 
 
 def read_known_tags(path: str | Path) -> list[str]:
@@ -79,6 +82,26 @@ def language_hints(lyrics: Sequence[str], tokenizer: TextTokenizer) -> list[str]
         return []
     names = ", ".join(script.capitalize() for script in unknown)
     return [f"lyrics: the text tokenizer spells {names} letters in bytes; the models have hardly seen this language"]
+
+
+def lyrics_hints(lyrics: Lyrics, where: object) -> list[str]:
+    """What was left out of the lyrics or guessed, one line for each rule; and a line where sections have no label."""
+    by_rule: dict[str, list[Remark]] = {}
+    for remark in lyrics.remarks:
+        by_rule.setdefault(remark.rule, []).append(remark)
+    hints = []
+    for first, *others in by_rule.values():
+        numbers = sorted({remark.line for remark in others} - {first.line})
+        named = ", ".join(map(str, numbers[:MOST_LINES])) + (", ..." if len(numbers) > MOST_LINES else "")
+        hints.append(
+            f"{where}: {first}" + (f"; the same on line{'s' if len(numbers) > 1 else ''} {named}" if numbers else "")
+        )
+    unlabelled = [section.lines[0].number for section in lyrics.sections if not section.label]
+    if unlabelled:
+        hints.append(
+            f"{where}: line {unlabelled[0]}: is sung without a label; models follow lines below a [verse] better"
+        )
+    return hints
 
 
 def _has_pieces(letters: set[str], tokenizer: TextTokenizer) -> bool:

@@ -1,46 +1,34 @@
-"""Lyrics and tags files in YuE's form, and the segment texts that they become."""
+"""Lyrics and tags files of a song that is asked for."""
 
-import re
 from pathlib import Path
 
 from megatron_music.errors import InputError
 from megatron_music.files import read_text
-
-SECTION_LABEL = re.compile(r"^\s*\[([^\[\]\n]+)\]\s*$")
-
-
-def read_lyrics(path: Path) -> list[str]:
-    """The sections of a lyrics file; see ``sections_of``."""
-    return sections_of(read_text(path), path)
+from megatron_music.songs.lyrics import Lyrics, parse_lyrics
 
 
-def sections_of(text: str, where: object = "lyrics") -> list[str]:
-    """Cuts lyrics into sections that each start with a line ``[label]``.
+def read_lyrics(path: str | Path, translation: str = "first") -> Lyrics:
+    """The lyrics of a file, plain text or LRC; see ``lyrics_of``."""
+    return lyrics_of(read_text(path), path, translation)
+
+
+def lyrics_of(text: str, where: object = "lyrics", translation: str = "first") -> Lyrics:
+    """Lyrics as training reads them; their ``texts`` are what a ``SongRequest`` takes.
 
     Args:
         where: names the lyrics in errors.
-
-    Returns:
-        One text a section, as training has them: ``"[verse]\\nline\\nline\\n\\n"``; a section without lines is
-        ``"[intro]\\n\\n"``. Labels are lower-cased, lines are stripped, blank lines fall away.
+        translation: see ``parse_lyrics``.
 
     Raises:
-        InputError: the text is empty, holds no label, or has text before the first label.
+        InputError: the text is empty, or nothing in it is sung or played.
     """
+    mend = "write sections such as [verse] followed by lines of lyrics"
     if not text.strip():
-        raise InputError(where, "is empty", "write sections such as [verse] followed by lines of lyrics")
-    sections: list[tuple[str, list[str]]] = []
-    for number, line in enumerate(text.splitlines(), start=1):
-        label = SECTION_LABEL.match(line)
-        if label:
-            sections.append((label[1].strip().lower(), []))
-        elif line.strip() and not sections:
-            raise InputError(
-                f"{where}: line {number}", "stands before any section label", "start with a line such as [verse]"
-            )
-        elif line.strip():
-            sections[-1][1].append(line.strip())
-    return [f"[{label}]\n" + "".join(f"{line}\n" for line in lines) + "\n" for label, lines in sections]
+        raise InputError(where, "is empty", mend)
+    lyrics = parse_lyrics(text, translation)
+    if not lyrics.sections:
+        raise InputError(where, f"holds no lyrics; {lyrics.remarks[0]}" if lyrics.remarks else "holds no lyrics", mend)
+    return lyrics
 
 
 def read_tags(path: Path) -> str:

@@ -34,7 +34,7 @@ class SongRequest:
 
     Attributes:
         tags: one line, as the training songs have them.
-        lyrics: texts of all sections, as ``read_lyrics`` gives them. Without any, the song is one span of at most
+        lyrics: texts of all sections, those of ``Lyrics``. Without any, the song is one span of at most
             ``max_new_tokens`` under its tags alone.
         seed: the same seed, prompt, model and settings give the same song.
         reference: music to resemble; only with lyrics.

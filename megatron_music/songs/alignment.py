@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from megatron_music.songs.labels import plain_label
 from megatron_music.songs.lyrics import Line, Section, segment_text
 from megatron_music.songs.song import Rejected, Segment
 
@@ -269,13 +270,14 @@ def sections_of_lines(
 
 
 def ordered(structure: Sequence[dict[str, Any]], duration_s: float) -> list[dict[str, Any]]:
-    """Parts in the order of time, without those that lie outside of the audio, each after the end of the one before."""
+    """Parts in the order of time, without those that lie outside of the audio, each after the end of the one before;
+    their labels in the plain form that those of lyrics have."""
     parts: list[dict[str, Any]] = []
     for part in sorted(structure, key=lambda part: (part["start"], part["end"])):
         start_s = max(part["start"], parts[-1]["end"] if parts else 0.0)
         end_s = min(part["end"], duration_s)
         if start_s < end_s:
-            parts.append({"start": start_s, "end": end_s, "label": part["label"]})
+            parts.append({"start": start_s, "end": end_s, "label": plain_label(part["label"])})
     return parts
 
 

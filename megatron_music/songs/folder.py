@@ -22,14 +22,15 @@ Lyrics with times become segments, and are kept as ``lines``. So do lyrics whose
 in a clip, and becomes the song's ``text``.
 
 A song of which a file can't be used is left out and stands in ``rejects.parquet`` with the file and the reason; so do
-lyrics and tags without audio. Other stems of a separation (``drums``, ``bass``, ...) beside vocals are passed over.
+lyrics and tags without audio. What of lyrics is not sung, or was guessed, stands in ``remarks.txt``. Other stems of a
+separation (``drums``, ``bass``, ...) beside vocals are passed over.
 """
 
 import io
 import json
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -40,11 +41,14 @@ from typing import Any
 import soundfile
 
 from megatron_music.errors import InputError
+from megatron_music.files import write_text
 from megatron_music.progress import track
 from megatron_music.songs.alignment import TimedSection, tile, timed_sections
-from megatron_music.songs.lyrics import Section, is_timed, read_sections
+from megatron_music.songs.labels import plain_label
+from megatron_music.songs.lyric_rows import Remark
+from megatron_music.songs.lyrics import Lyrics, Section, check_translation, parse_lyrics, segment_text
 from megatron_music.songs.manifest import AUDIO_FIELDS, read_songs, write_manifest, write_rejects
-from megatron_music.songs.song import Reject, Rejected, Song
+from megatron_music.songs.song import Reject, Rejected, Segment, Song
 
 AUDIO_SUFFIXES = (
     ".wav", ".flac", ".aiff", ".aif", ".ogg", ".oga", ".opus", ".mp3", ".m4a", ".aac", ".wma", ".mp4", ".webm"
@@ -60,6 +64,7 @@ _METADATA = {"title": "title", "artist": "artist", "album": "album", "date": "da
 _FOLDER_SIDECARS = {"lyrics.txt": ".txt", "lyrics.lrc": ".lrc", "tags.txt": ".tags.txt", "song.json": ".json"}
 _SIDECARS = (".tags.txt", ".txt", ".lrc", ".json")
 _THREADS, _BATCH = 16, 1024
+REMARKS = "remarks.txt"
 
 
 @dataclass(frozen=True)
@@ -69,6 +74,15 @@ class SongFile:
     id: str
     role: str
     path: str
+
+
+@dataclass
+class _Made:
+    """What became of the files with one id: a song or none, rejects, and remarks by the files that they are of."""
+
+    song: Song | None
+    rejects: list[Reject]
+    remarks: list[tuple[Path, Remark]] = field(default_factory=list)
 
 
 @dataclass
@@ -83,6 +97,7 @@ class FolderSummary:
     with_tags: int = 0
     further_stems: int = 0
     rejected: Counter = field(default_factory=Counter)
+    remarked: Counter = field(default_factory=Counter)
 
     def add(self, song: Song) -> None:
         self.songs += 1
@@ -102,6 +117,9 @@ class FolderSummary:
             f"rejected     {self.rejected.total():,}",
         ]
         lines += [f"  {rule:<18} {count:,}" for rule, count in sorted(self.rejected.items())]
+        if self.remarked:
+            lines.append(f"remarks      {self.remarked.total():,} on lyrics, in {REMARKS}")
+            lines += [f"  {rule:<18} {count:,}" for rule, count in sorted(self.remarked.items())]
         if self.further_stems:
             lines.append(f"passed over  {self.further_stems:,} stems other than vocals")
         return "\n".join(lines)
@@ -114,19 +132,22 @@ def manifest_of_folder(
     language: str | None = None,
     source: str | None = None,
     licence: str | None = None,
+    translation: str = "first",
 ) -> FolderSummary:
-    """Writes ``out/rejects.parquet`` and ``out/manifest.jsonl``, in the order of the songs' paths.
+    """Writes ``out/rejects.parquet``, ``out/remarks.txt`` and ``out/manifest.jsonl``, in the order of the songs' paths.
 
     Memory grows with the number of files, by some 300 bytes for each.
 
     Args:
         speech: whether ``.txt`` files hold what is said in clips.
         language, source, licence: of all songs that do not say otherwise.
+        translation: of lyrics in two languages, see ``parse_lyrics``.
 
     Raises:
         InputError: there is no such folder, or no song in it that can be used, in which case no manifest is written;
-            or ``out`` can't be made.
+            or ``out`` can't be made, or ``translation`` is none.
     """
+    check_translation(translation)
     folder, out = Path(folder), Path(out)
     if not folder.is_dir():
         raise InputError(folder, "is no folder", "name a folder of recordings")
@@ -138,7 +159,8 @@ def manifest_of_folder(
     rejects: list[Reject] = []
     files = sorted(_files(folder, out, summary, rejects), key=lambda file: (file.id, file.role, _rank(file.path)))
     defaults = {name: value for name, value in (("source", source), ("licence", licence)) if value}
-    make = partial(_made, folder=folder.resolve(), speech=speech, language=language, defaults=defaults)
+    read = partial(parse_lyrics, translation=translation)
+    make = partial(_made, folder=folder.resolve(), read=None if speech else read, language=language, defaults=defaults)
     write_manifest(out / "manifest.jsonl", _songs(files, make, summary, rejects, out))
     return summary
 
@@ -146,14 +168,15 @@ def manifest_of_folder(
 def _songs(
     files: list[SongFile], make: Any, summary: FolderSummary, rejects: list[Reject], out: Path
 ) -> Iterator[Song]:
-    """Songs one by one; writes the rejects before it ends, so that where a manifest is, the rejects are too."""
+    """Songs one by one; writes rejects and remarks before it ends, so that where a manifest is, they are too."""
     ids = sum(1 for _ in groupby(files, key=lambda file: file.id))
     groups = (list(group) for _, group in groupby(files, key=lambda file: file.id))
     seen: set[str] = set()
+    remarks: list[str] = []
     with ThreadPoolExecutor(_THREADS) as pool:  # reading headers is waiting for the disk
         for made in track(_in_batches(pool, make, groups), "reading headers", total=ids):
-            rejects += made[1:]
-            song = made[0]
+            rejects += made.rejects
+            song = made.song
             if song is None:
                 continue
             if song.id in seen:
@@ -162,15 +185,18 @@ def _songs(
                 continue
             seen.add(song.id)
             summary.add(song)
+            summary.remarked.update(remark.rule for _, remark in made.remarks)
+            remarks += [f"{path}: {remark}\n" for path, remark in made.remarks]
             yield song
     summary.rejected.update(reject.rule for reject in rejects)
     write_rejects(out / "rejects.parquet", rejects)
+    write_text(out / REMARKS, "".join(remarks).encode(errors="backslashreplace").decode())  # names may be no UTF-8
     if not summary.songs:
         why = f"; the first of {len(rejects)} rejects: {rejects[0].detail}" if rejects else ""
         raise InputError(out, f"there is no song for a manifest{why}", "name a folder with wav, flac, ogg or mp3 files")
 
 
-def _in_batches(pool: ThreadPoolExecutor, make: Any, groups: Iterator[list[SongFile]]) -> Iterator[list]:
+def _in_batches(pool: ThreadPoolExecutor, make: Any, groups: Iterator[list[SongFile]]) -> Iterator[_Made]:
     while batch := list(islice(groups, _BATCH)):
         yield from pool.map(make, batch)
 
@@ -223,9 +249,13 @@ def song_file(place: str, name: str, stems_here: set[str]) -> SongFile | None:
 
 
 def _made(
-    files: list[SongFile], folder: Path, speech: bool, language: str | None, defaults: dict[str, str]
-) -> list[Song | Reject | None]:
-    """The song of files with one id, or None; and rejects."""
+    files: list[SongFile],
+    folder: Path,
+    read: Callable[..., Lyrics] | None,
+    language: str | None,
+    defaults: dict[str, str],
+) -> _Made:
+    """What becomes of files with one id; texts are lyrics, read by ``read``, or without it what is said in clips."""
     audio: dict[str, str] = {}
     rejects = []
     for file in files:
@@ -237,13 +267,15 @@ def _made(
     sidecars = {file.role: folder / file.path for file in files if file.role in _SIDECARS}
     if not audio:
         sidecars.pop(".json", None)  # fields of whatever program
-        return [None, *(Reject(files[0].id, "audio_missing", "has no audio", str(path)) for path in sidecars.values())]
+        missing = [Reject(files[0].id, "audio_missing", "has no audio", str(path)) for path in sidecars.values()]
+        return _Made(None, missing)
     try:
         song = _song(files[0].id, audio, sidecars, folder)
-        song = _with_speech(song, sidecars) if speech else _with_lyrics(song, sidecars)
+        song, remarks = _with_lyrics(song, sidecars, read) if read else (_with_speech(song, sidecars), [])
     except Rejected as rejected:
-        return [None, rejected.reject(files[0].id, folder / next(iter(audio.values()))), *rejects]
-    return [replace(song, language=song.language or language, extra={**defaults, **song.extra}), *rejects]
+        return _Made(None, [rejected.reject(files[0].id, folder / next(iter(audio.values()))), *rejects])
+    song = replace(song, language=song.language or language, extra={**defaults, **song.extra})
+    return _Made(song, rejects, remarks)
 
 
 def _song(id: str, audio: dict[str, str], sidecars: dict[str, Path], folder: Path) -> Song:
@@ -324,31 +356,50 @@ def _with_speech(song: Song, sidecars: dict[str, Path]) -> Song:
     return replace(song, text=words)
 
 
-def _with_lyrics(song: Song, sidecars: dict[str, Path]) -> Song:
-    """The song with segments where its lyrics have times, or sections that are those of its structure."""
+def _with_lyrics(
+    song: Song, sidecars: dict[str, Path], read: Callable[..., Lyrics]
+) -> tuple[Song, list[tuple[Path, Remark]]]:
+    """The song with segments where its lyrics have times, or sections that are those of its structure; and remarks."""
     path = sidecars.get(".lrc") or sidecars.get(".txt")
     if path is None:
-        return song
+        return song, []
     text = _text(path)
-    sections = read_sections(text)
+    lyrics = read(text, duration_s=song.duration_s)
+    sections, remarks = lyrics.sections, list(lyrics.remarks)
     if not sections:
-        raise Rejected("text_empty", f"{path} holds no lyrics")
+        why = f": {remarks[0]}" if remarks else ""
+        raise Rejected("text_empty", f"{path} holds no lyrics{why}")
     timed: list[TimedSection] = []
     extra = dict(song.extra)
-    if is_timed(sections):
+    if lyrics.are_timed:
         timed = timed_sections(sections, song.duration_s)
         extra["lines"] = [
             {"text": line.text, "start": line.start_s, "end": line.end_s or song.duration_s}
-            for section in sections
-            for line in section.lines
+            for line in lyrics.lines
             if line.start_s < song.duration_s
         ]
     else:
         extra["lyrics"] = "\n".join(text.splitlines())
-        if [section.label for section in sections] == [part["label"] for part in song.structure]:
+        if [section.label for section in sections] == [plain_label(part["label"]) for part in song.structure]:
             timed = [_placed(section, part) for section, part in zip(sections, song.structure, strict=True)]
     segments = song.segments or tile(timed, song.structure, song.duration_s)
-    return replace(song, segments=segments, extra=extra)
+    if timed and not song.segments:
+        remarks += _left_out(sections, segments, song.duration_s)
+    return replace(song, segments=segments, extra=extra), [(path, remark) for remark in remarks]
+
+
+def _left_out(sections: Sequence[Section], segments: Sequence[Segment], duration_s: float) -> Iterator[Remark]:
+    """Lines and sections that no segment has."""
+    texts = Counter(segment.text for segment in segments)
+    for section in sections:
+        late = [line for line in section.lines if line.start_s is not None and line.start_s >= duration_s]
+        yield from (Remark(line.number, "after_end", line.text) for line in late)
+        kept = [line for line in section.lines if line not in late]
+        text = segment_text(section.label, [line.text for line in kept])
+        if texts[text]:
+            texts[text] -= 1
+        elif kept or not late:
+            yield Remark(section.number, "no_room", kept[0].text if kept else f"[{section.label}]")
 
 
 def _placed(section: Section, part: dict[str, Any]) -> TimedSection:

@@ -44,14 +44,18 @@ def song_of(models, form, songs, tags=None):
 
 
 def test_a_form_becomes_a_song_that_reports_its_way(models, tmp_path):
-    lyrics = "[verse]\nla\n[chorus]\nla\n[outro]\n"
+    lyrics = "[Verse 1]\nla (x2)\n[chorus]\nla\n[outro]\n"
     form = Form(
         lyrics, ("pop", "airy  vocal"), segments=2, settings=SamplingSettings(min_new_tokens=8, max_new_tokens=8)
     )
     song, reports = song_of(models, form, tmp_path / "songs", ["pop"])
     record = json.loads((song.folder / "song.json").read_text())
     assert (record["request"]["tags"], record["frames"], song.sections) == ("pop airy vocal", 8, 2)
-    assert song.hints == [f"tags: {tag!r} is not among the known ones" for tag in ("airy", "vocal")]
+    assert record["request"]["lyrics"] == ["[verse]\nla\n\n", "[chorus]\nla\n\n", "[outro]\n\n"]
+    assert song.hints == [
+        "lyrics: line 2: '(x2)' is left out; write what is sung again once more",
+        *[f"tags: {tag!r} is not among the known ones" for tag in ("airy", "vocal")],
+    ]
     assert [path.name for path in song.files] == ["mix.wav", "vocals.wav", "accompaniment.wav", "song.json"]
     assert reports[0] == (0.0, "reading the models")
     assert reports[1] == (1 / 16, "stage 1: section 1 of 2, 0.0 s sung")
@@ -123,6 +127,7 @@ def test_pictures_show_sound_and_sections(tmp_path):
     segments = [{"text": "[verse]\nla\n\n", "start_frame": 0}, {"text": "[outro]\n\n", "start_frame": 150}]
     assert section_starts(record | {"segments": segments}) == [(0.0, "[verse]"), (3.0, "[outro]")]
     assert section_starts(record | {"segments": [{"text": "", "start_frame": 0}]}) == []
+    assert section_starts(record | {"segments": [{"text": "la\n\n", "start_frame": 0}]}) == [(0.0, "")]
 
 
 @pytest.mark.parametrize(

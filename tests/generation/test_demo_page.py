@@ -189,8 +189,8 @@ def test_known_tags_are_offered_and_bad_prompts_end_in_their_line(server, visit)
         ({"tags": ()}, "tags: there are none; name genre, instruments, mood, vocal gender and timbre"),
         ({"segments": -1}, "segments: -1 segments make no song; ask for at least 1"),
         (
-            {"lyrics": "la la", "tags": (), "segments": 0},
-            "lyrics: line 1: stands before any section label; start with a line such as [verse]",
+            {"lyrics": "[ti:la]", "tags": (), "segments": 0},
+            "lyrics: holds no lyrics; write sections such as [verse] followed by lines of lyrics",
         ),
         (
             {"lyrics": LYRICS + "<b>&<EOA>", "tags": ()},

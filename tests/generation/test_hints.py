@@ -5,7 +5,8 @@ import json
 import pytest
 
 from megatron_music.errors import InputError
-from megatron_music.generation.hints import language_hints, read_known_tags, tag_hints, unknown_tags
+from megatron_music.generation.hints import language_hints, lyrics_hints, read_known_tags, tag_hints, unknown_tags
+from megatron_music.songs.lyrics import parse_lyrics
 from megatron_music.vocabulary.text import TextTokenizer, train_text_tokenizer
 from megatron_music.vocabulary.vocabulary import Vocabulary
 
@@ -47,3 +48,17 @@ def test_scripts_that_are_spelled_in_bytes_are_named(tmp_path, tiny_vocabulary, 
         assert language_hints([known], english) == []
     train_text_tokenizer(["песня моя"] * 3, tmp_path / "russian.model", 300)
     assert language_hints(["[verse]\nпесня моя\n\n"], TextTokenizer(tmp_path / "russian.model", vocabulary)) == []
+
+
+def test_what_is_not_sung_is_told_in_a_line_for_each_rule():
+    assert lyrics_hints(parse_lyrics("[verse]\nla"), "a.txt") == []
+    text = "[verse]\nla (x2)\nLyrics by Anna\nle (x2)\n" + 10 * "lu (x3)\n"
+    assert lyrics_hints(parse_lyrics(text), "a.txt") == [
+        "a.txt: line 2: '(x2)' is left out; write what is sung again once more; "
+        "the same on lines 4, 5, 6, 7, 8, 9, 10, 11, ...",
+        "a.txt: line 3: 'Lyrics by Anna' is a credit or a notice, and left out",
+    ]
+    assert lyrics_hints(parse_lyrics("la\n[verse]\nle [2]\nlu [2]"), "lyrics") == [
+        "lyrics: line 3: '[2]' has digits in brackets, or reads like a time, and is kept; the same on line 4",
+        "lyrics: line 1: is sung without a label; models follow lines below a [verse] better",
+    ]

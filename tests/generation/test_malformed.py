@@ -56,8 +56,9 @@ def test_malformed_prompts(asked, tmp_path):
         text = " ".join(rng.choice(words, int(rng.integers(1, 30))))
         lyrics, tags = "[verse]\nla la\n", "pop\n"
         kind = seed % 8
-        if kind == 0:  # no label before the first line
-            lyrics = "x " + text + "\n[verse]\nla"
+        if kind == 0:  # nothing that is sung
+            lines = ["[ti:A]", f"[00:0{rng.integers(9)}.00]Lyrics by: Anna", "(x2)", "♪", "", "[offset:1]"]
+            lyrics = "\n".join(rng.permutation(lines))
         elif kind == 1:
             lyrics = ("", " \n\t\n", "\n" * int(rng.integers(1, 99)))[int(rng.integers(3))]
         elif kind == 2:  # special tokens

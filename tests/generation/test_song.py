@@ -290,7 +290,14 @@ def test_vocoders_of_another_codec_are_refused(folders, tmp_path):
 @pytest.mark.parametrize(
     "change, message",
     [
-        (lambda prompt: prompt["lyrics"].write_text("la la\n"), "lyrics.txt: line 1: stands before any section"),
+        (
+            lambda prompt: prompt["lyrics"].write_text("[ti:la]\n"),
+            "lyrics.txt: holds no lyrics; write sections such as",
+        ),
+        (
+            lambda prompt: prompt.update(translation="third"),
+            "--translation: 'third' is not known; choose first, second",
+        ),
         (lambda prompt: prompt["tags"].write_text(""), "tags.txt: is empty"),
         (lambda prompt: (prompt["stage1"] / "config.json").unlink(), "one: has no config.json"),
         (lambda prompt: (prompt["stage2"] / "vocabulary.yaml").unlink(), "two: has no vocabulary.yaml"),
@@ -360,10 +367,21 @@ def test_the_verb_sings_hints_and_ends_in_one_line(prompt, tmp_path):
     arguments = [part for name in ("stage1", "stage2", "lyrics", "tags") for part in (f"--{name}", str(prompt[name]))]
     result = CliRunner().invoke(app, ["generate", str(prompt["out"]), *arguments, *options])
     assert result.exit_code == 0, result.output
-    assert result.stderr == "hint: tags: 'female' is not among the known ones; did you mean 'female vocal'?\n"
+    hint = "hint: tags: 'female' is not among the known ones; did you mean 'female vocal'?\n"
+    assert result.stderr == hint
     assert record_of(prompt["out"])["settings"]["max_new_tokens"] == 30
     again = CliRunner().invoke(app, ["generate", str(tmp_path / "again"), "--repeat", str(prompt["out"] / "song.json")])
     assert again.exit_code == 0, again.output
     assert tokens_of(tmp_path / "again") == tokens_of(prompt["out"])
+    (tmp_path / "lyrics.lrc").write_text("[00:01.00][Verse 2: Anna]la (x2)\n[00:01.00]na\n")
+    lrc = [str(tmp_path / "lyrics.lrc") if part == str(prompt["lyrics"]) else part for part in arguments]
+    timed = CliRunner().invoke(app, ["generate", str(tmp_path / "timed"), *lrc, "--translation", "second", *options])
+    assert record_of(tmp_path / "timed")["request"]["lyrics"] == ["[verse]\nna\n\n"]
+    assert timed.stderr.split("hint: ")[1:] == [
+        f"{tmp_path}/lyrics.lrc: line 1: '(x2)' is left out; write what is sung again once more\n",
+        f"{tmp_path}/lyrics.lrc: line 1: 'la' has the time of another line, as a translation has, and is left out; "
+        "see --translation\n",
+        hint.removeprefix("hint: "),
+    ]
     wrong = CliRunner().invoke(app, ["generate", str(tmp_path / "wrong"), *arguments, "--reference", "nowhere.mp3"])
     assert isinstance(wrong.exception, InputError) and "nowhere.mp3: no such file" in str(wrong.exception)

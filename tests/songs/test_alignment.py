@@ -16,7 +16,7 @@ from megatron_music.songs.alignment import (
     time_sections,
     timed_sections,
 )
-from megatron_music.songs.lyrics import Line, read_sections
+from megatron_music.songs.lyrics import Line, parse_lyrics
 from megatron_music.songs.song import Rejected
 
 LYRICS = """[verse]
@@ -53,7 +53,7 @@ def sung(lyrics: str, starts_s: list[float]) -> list[list]:
     """A transcript that has every word of the lyrics, each section from its start on."""
     return [
         [start_s + index * WORD_S, start_s + (index + 1) * WORD_S, f" {word}"]
-        for section, start_s in zip(read_sections(lyrics), starts_s, strict=True)
+        for section, start_s in zip(parse_lyrics(lyrics).sections, starts_s, strict=True)
         for index, word in enumerate(" ".join(line.text for line in section.lines).split())
     ]
 
@@ -122,7 +122,7 @@ def test_the_alignment_has_the_highest_score_of_all():
 
 
 def test_a_perfect_transcript_gives_every_section_its_time():
-    timed, match = time_sections(read_sections(LYRICS), sung(LYRICS, STARTS_S), DURATION_S)
+    timed, match = time_sections(parse_lyrics(LYRICS).sections, sung(LYRICS, STARTS_S), DURATION_S)
     assert match == 1.0
     assert [section.start_s for section in timed] == STARTS_S
     assert [section.end_s for section in timed] == [6.0 + 18 / 2, 20.0 + 19 / 2, 40.0 + 19 / 2, 55.0 + 19 / 2]
@@ -140,21 +140,21 @@ def test_a_perfect_transcript_gives_every_section_its_time():
 
 def test_errors_of_a_transcript_move_no_section_far():
     transcript = misheard(sung(LYRICS, STARTS_S), 0.3)
-    timed, match = time_sections(read_sections(LYRICS), transcript, DURATION_S)
+    timed, match = time_sections(parse_lyrics(LYRICS).sections, transcript, DURATION_S)
     assert 0.55 < match < 0.95
     for section, start_s in zip(timed, STARTS_S, strict=True):
         assert abs(section.start_s - start_s) <= 2 * WORD_S
 
 
 def test_another_songs_lyrics_do_not_match():
-    _, match = time_sections(read_sections(OTHER_LYRICS), sung(LYRICS, STARTS_S), DURATION_S)
+    _, match = time_sections(parse_lyrics(OTHER_LYRICS).sections, sung(LYRICS, STARTS_S), DURATION_S)
     assert match < 0.05
-    assert time_sections(read_sections(LYRICS), [], DURATION_S)[1] == 0.0
+    assert time_sections(parse_lyrics(LYRICS).sections, [], DURATION_S)[1] == 0.0
 
 
 def test_one_chorus_that_was_not_heard_lies_between_its_neighbours():
     transcript = [word for word in sung(LYRICS, STARTS_S) if not 20.0 <= word[0] < 40.0]
-    timed, match = time_sections(read_sections(LYRICS), transcript, DURATION_S)
+    timed, match = time_sections(parse_lyrics(LYRICS).sections, transcript, DURATION_S)
     assert [section.label for section in timed] == ["verse", "chorus", "verse", "chorus"]
     assert (timed[1].start_s, timed[1].end_s) == (15.0, 40.0)
     assert match == pytest.approx(56 / 75)
@@ -164,13 +164,13 @@ def test_a_section_that_is_not_sung_in_this_recording_falls_away():
     lyrics = LYRICS.replace(
         "[chorus]", "[bridge]\n" + "Not a word of this was ever sung here at all\n" * 4 + "[chorus]", 1
     )
-    timed, _ = time_sections(read_sections(lyrics), sung(LYRICS, [6.0, 15.0, 40.0, 55.0]), DURATION_S)
+    timed, _ = time_sections(parse_lyrics(lyrics).sections, sung(LYRICS, [6.0, 15.0, 40.0, 55.0]), DURATION_S)
     assert [section.label for section in timed] == ["verse", "chorus", "verse", "chorus"]
 
 
 def test_sections_without_lines_are_what_is_played_between():
     lyrics = "[intro]\n" + LYRICS.replace("[verse]\nLetters", "[solo]\n\n[verse]\nLetters") + "\n[outro]\n"
-    timed, _ = time_sections(read_sections(lyrics), sung(LYRICS, STARTS_S), DURATION_S)
+    timed, _ = time_sections(parse_lyrics(lyrics).sections, sung(LYRICS, STARTS_S), DURATION_S)
     spans = {section.label: (section.start_s, section.end_s) for section in timed if not section.lines}
     assert spans == {"intro": (0.0, 6.0), "solo": (29.5, 40.0), "outro": (64.5, 80.0)}
 
@@ -178,13 +178,13 @@ def test_sections_without_lines_are_what_is_played_between():
 def test_lyrics_as_long_as_a_library_are_rejected():
     words = " ".join(["la"] * 8001)
     with pytest.raises(Rejected, match="lyrics_long: 8001 words of lyrics and 8000 heard"):
-        time_sections(read_sections(words), [[0.0, 60.0, words[:-3]]], DURATION_S)
+        time_sections(parse_lyrics(words).sections, [[0.0, 60.0, words[:-3]]], DURATION_S)
 
 
 def test_chinese_is_matched_sign_by_sign_whatever_the_words():
     lyrics = "[verse]\n好一朵美丽的茉莉花\n芬芳美丽满枝桠\n"
     transcript = [[2.0, 4.0, "好一朵"], [4.0, 6.0, "美丽的"], [6.0, 8.0, "茉莉花"], [9.0, 16.0, "芬芳美丽满枝丫"]]
-    timed, match = time_sections(read_sections(lyrics), transcript, 20.0)
+    timed, match = time_sections(parse_lyrics(lyrics).sections, transcript, 20.0)
     assert match == pytest.approx(15 / 16)
     assert timed[0].start_s == 2.0
 
@@ -199,7 +199,7 @@ def test_parts_of_a_structure_in_a_pause_are_segments_without_lyrics():
         {"start": 54.0, "end": 66.0, "label": "chorus"},
         {"start": 66.0, "end": 90.0, "label": "outro"},
     ]
-    timed, _ = time_sections(read_sections(LYRICS), sung(LYRICS, STARTS_S), DURATION_S)
+    timed, _ = time_sections(parse_lyrics(LYRICS).sections, sung(LYRICS, STARTS_S), DURATION_S)
     segments = tile(timed, structure, DURATION_S)
     # The structure's boundaries are taken where they cut no word.
     assert [(one.label, one.start_frame) for one in segments] == [
@@ -227,7 +227,7 @@ def test_timed_lines_give_sections_without_a_transcript():
     text = (
         "[00:05.00][verse]\n[00:05.00]One\n[00:08.00]Two\n[solo]\n[00:10.00]\n[chorus]\n[00:20.00]Three\n[09:00.00]Late"
     )
-    segments = tile(timed_sections(read_sections(text), 30.0), [], 30.0)
+    segments = tile(timed_sections(parse_lyrics(text).sections, 30.0), [], 30.0)
     assert [(one.label, one.start_frame, one.end_frame) for one in segments] == [
         ("intro", 0, 250), ("verse", 250, 500), ("solo", 500, 1000), ("chorus", 1000, 1500),
     ]  # fmt: skip

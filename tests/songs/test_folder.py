@@ -247,3 +247,56 @@ def test_the_verb_prints_a_summary(folder, out):
     assert ran.stdout.count("\n") == 7
     shown = CliRunner().invoke(cli.app, ["manifest", "--help"], terminal_width=120)
     assert "[verse]" in shown.stdout and "song.vocals.wav" in shown.stdout
+
+
+def test_what_is_not_sung_stands_in_the_remarks(folder, out):
+    for name in ("a", "b", "c", "quiet"):
+        _audio(folder / f"{name}.wav", 8.0)
+    _text(folder / "a.lrc", "[00:00.00]作词 : X\n[00:01.00][Verse 1]la (x2)\n[00:09.00]le\n[Outro]\n")
+    _text(folder / "b.lrc", "[00:01.00]ichi\n[00:01.00]one\n[00:02.00]ni\n[00:02.00]two")
+    _text(folder / "c.txt", "[Chorus]\nla [2]\n")
+    summary = manifest_of_folder(folder, out)
+    songs = _songs(out)
+    assert [segment.text for song in songs.values() for segment in song.segments] == [
+        "[verse]\nla\n\n", "ichi\nni\n\n",
+    ]  # fmt: skip
+    lines = [line.removeprefix(f"{folder}/") for line in (out / "remarks.txt").read_text().splitlines()]
+    assert [line.split(" ", 3)[:3] for line in lines] == [
+        ["a.lrc:", "line", "1:"], ["a.lrc:", "line", "2:"], ["a.lrc:", "line", "3:"], ["a.lrc:", "line", "4:"],
+        ["b.lrc:", "line", "2:"], ["b.lrc:", "line", "4:"], ["c.txt:", "line", "2:"],
+    ]  # fmt: skip
+    assert lines[2] == "a.lrc: line 3: 'le' starts after the end of the audio, and is left out of the segments"
+    assert lines[3].startswith("a.lrc: line 4: '[outro]' starts a section that has no time of its own")
+    rules = {"credit": 1, "repeat": 1, "after_end": 1, "no_room": 1, "translation": 2, "digits": 1}
+    assert summary.remarked == rules
+    assert "remarks      7 on lyrics, in remarks.txt\n  after_end          1\n" in str(summary)
+    assert [segment.text for segment in _read_again(folder, out, "second")["b"].segments] == ["one\ntwo\n\n"]
+    with pytest.raises(InputError, match="--translation: 'all' is not known; choose first, second, both"):
+        manifest_of_folder(folder, out, translation="all")
+
+
+def _read_again(folder: Path, out: Path, translation: str) -> dict[str, Song]:
+    ran = CliRunner().invoke(cli.app, ["manifest", str(folder), str(out), "--translation", translation])
+    assert ran.exit_code == 0
+    return _songs(out)
+
+
+def test_labels_of_a_structure_are_read_like_those_of_lyrics(folder, out):
+    _audio(folder / "a.wav", 8.0)
+    parts = [{"start": 0.0, "end": 4.0, "label": "Verse 1"}, {"start": 4.0, "end": 8.0, "label": "Solo: Anna"}]
+    _text(folder / "a.json", json.dumps({"msa": parts}))
+    _text(folder / "a.txt", "[VERSE]\nla\n[Solo]\n")
+    manifest_of_folder(folder, out)
+    assert [segment.text for segment in _songs(out)["a"].segments] == ["[verse]\nla\n\n", "[solo]\n\n"]
+
+
+def test_lyrics_that_hold_none_say_why(folder, out):
+    _audio(folder / "a.wav")
+    _audio(folder / "b.wav")
+    _text(folder / "a.lrc", "[00:01.00]Lyrics by Anna\n")
+    manifest_of_folder(folder, out)
+    (reject,) = read_rejects(out / "rejects.parquet")
+    assert (
+        reject.detail
+        == f"{folder}/a.lrc holds no lyrics: line 1: 'Lyrics by Anna' is a credit or a notice, and left out"
+    )

@@ -6,7 +6,6 @@ FOLDER/answers.jsonl   a line for each answer, in the order in which they came
 """
 
 import json
-import re
 import secrets
 import shutil
 from collections.abc import Callable, Sequence
@@ -25,6 +24,7 @@ from megatron_music.evaluation.songs.inputs import SongFiles, songs_in
 from megatron_music.files import read_json, write_json
 from megatron_music.recipe.fields import Strict
 from megatron_music.recipe.recipe import parse_strict
+from megatron_music.songs.lyrics import parse_lyrics
 
 FORMAT, VERSION = "megatron-music listening test", 1
 STUDY, CLIPS, ANSWERS = "study.json", "clips", "answers.jsonl"
@@ -216,7 +216,7 @@ def _lyrics(sidecars: dict[str, Path]) -> str:
     """The lyrics beside a song, or those in what `generate` wrote beside it; nothing where there are none."""
     if sidecar := sidecars.get(".lrc") or sidecars.get(".txt"):
         text = sidecar.read_text(encoding="utf-8", errors="replace")
-        return re.sub(r"\[\d+:[\d.:]+\]\s*", "", text).strip()[:_MOST_LYRICS]
+        return "\n\n".join(section.strip() for section in parse_lyrics(text).texts)[:_MOST_LYRICS]
     if ".json" in sidecars:
         try:
             record = json.loads(sidecars[".json"].read_text(encoding="utf-8"))

@@ -14,7 +14,8 @@ from megatron_music.corpus import fingerprint
 from megatron_music.errors import InputError
 from megatron_music.files import read_json, read_text
 from megatron_music.songs.folder import AUDIO_SUFFIXES, TRACK_NAMES, song_file
-from megatron_music.songs.lyrics import plain_label, read_sections
+from megatron_music.songs.labels import plain_label
+from megatron_music.songs.lyrics import parse_lyrics
 from megatron_music.songs.manifest import LYRICS, SEGMENTS
 
 F0 = "f0"
@@ -120,13 +121,12 @@ def read_prompt(song: SongFiles, duration_s: float) -> tuple[Prompt, list[str]]:
     text = _attempt(read_text, song.sidecars.get(".lrc") or song.sidecars.get(".txt"), problems)
     request = content.get("request") if isinstance(content.get("request"), dict) else {}
     segments = _segments(content)
-    lyrics = "\n".join(line.text for section in read_sections(text) for line in section.lines) if text else ""
+    lyrics = _sung(text) if text else ""
     if not lyrics:
         # Of a song that was sung in part, only what was sung.
         texts = [segment.get("text") for segment in segments] or request.get("lyrics") or content.get("lyrics")
         texts = texts if isinstance(texts, list) else [texts]
-        sections = [section for one in texts if isinstance(one, str) for section in read_sections(one)]
-        lyrics = "\n".join(line.text for section in sections for line in section.lines)
+        lyrics = "\n".join(filter(None, (_sung(one) for one in texts if isinstance(one, str))))
     tags = _attempt(read_text, song.sidecars.get(".tags.txt"), problems)
     known = [tags, request.get("tags"), content.get("genres"), content.get("tags")]
     language = content.get("language")
@@ -136,6 +136,10 @@ def read_prompt(song: SongFiles, duration_s: float) -> tuple[Prompt, list[str]]:
         language=language if isinstance(language, str) else None,
         sections=tuple(_sections(content, segments, duration_s)),
     ), problems
+
+
+def _sung(text: str) -> str:
+    return "\n".join(line.text for line in parse_lyrics(text).lines)
 
 
 def _drop_hidden(folders: list[str]) -> None:
@@ -216,7 +220,7 @@ def _sections(content: dict[str, Any], segments: list[dict[str, Any]], duration_
         spans = [(one.get("label"), one.get("start"), one.get("end")) for one in structure if isinstance(one, dict)]
     else:
         texts = [segment.get("text") for segment in segments]
-        sections = [read_sections(text) if isinstance(text, str) else [] for text in texts]
+        sections = [parse_lyrics(text).sections if isinstance(text, str) else [] for text in texts]
         labels = [found[0].label if found else "" for found in sections]
         starts = [segment.get("start_frame", segment.get("codec_frame_start")) for segment in segments]
         ends = [segment.get("end_frame", segment.get("codec_frame_end")) for segment in segments]

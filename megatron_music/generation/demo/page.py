@@ -106,7 +106,7 @@ class Page:
 def _prompt(known_tags: list[str]) -> dict[str, Component]:
     lyrics = gr.Textbox(
         label="Lyrics",
-        info="Sections that start with a line such as [verse]. None: a song under its tags alone.",
+        info="Sections that start with a line such as [verse], or LRC. None: a song under its tags alone.",
         placeholder=LYRICS_EXAMPLE,
         lines=10,
         max_lines=24,

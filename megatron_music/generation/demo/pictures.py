@@ -49,10 +49,11 @@ def sung_notes(hz_T: np.ndarray) -> list[Note]:
 
 
 def section_starts(record: dict[str, Any]) -> list[tuple[float, str]]:
-    """Start in seconds and label of every section that a ``song.json`` tells; none of a song without lyrics."""
+    """Start in seconds of every section that a ``song.json`` tells, and its label in brackets, or nothing where it has
+    none; none of a song without lyrics."""
     seconds_each = record["duration_s"] / max(record["frames"], 1)
     return [
-        (segment["start_frame"] * seconds_each, segment["text"].partition("\n")[0])
+        (segment["start_frame"] * seconds_each, segment["text"].partition("\n")[0] if segment["text"][0] == "[" else "")
         for segment in record["segments"]
         if segment["text"]
     ]

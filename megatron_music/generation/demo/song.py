@@ -10,8 +10,8 @@ from pathlib import Path
 
 from megatron_music.errors import InputError
 from megatron_music.generation.demo.pictures import draw_piano_roll, draw_spectrogram, section_starts
-from megatron_music.generation.hints import language_hints, tag_hints
-from megatron_music.generation.prompt import sections_of
+from megatron_music.generation.hints import language_hints, lyrics_hints, tag_hints
+from megatron_music.generation.prompt import lyrics_of
 from megatron_music.generation.request import SongRequest, Watch
 from megatron_music.generation.sampling import SamplingSettings
 from megatron_music.generation.song import FORMATS, TRACKS, Recording, Studio
@@ -43,22 +43,24 @@ class Form:
     loudness_lufs: float | None = None
     file_format: str = "wav"
 
-    def request(self, studio: Studio) -> SongRequest:
-        """The song that is asked for; raises InputError, which names an upload by its own name alone."""
+    def request(self, studio: Studio) -> tuple[SongRequest, list[str]]:
+        """The song that is asked for, and hints at its lyrics; raises InputError, which names an upload by its own name
+        alone."""
         if self.file_format not in FORMATS:
             raise InputError("format", f"{self.file_format!r} can't be written", f"choose {', '.join(FORMATS)}")
-        lyrics = tuple(sections_of(self.lyrics)) if self.lyrics.strip() else ()
+        lyrics = lyrics_of(self.lyrics) if self.lyrics.strip() else None
+        hints = lyrics_hints(lyrics, "lyrics") if lyrics else []
         asked = SongRequest(
             tags=" ".join(" ".join(self.tags).split()),
-            lyrics=lyrics,
+            lyrics=tuple(lyrics.texts) if lyrics else (),
             seed=self.seed,
             segments=self.segments,
             instrumental=self.instrumental,
         )
         if not self.reference:
-            return asked
+            return asked, hints
         try:
-            return replace(asked, reference=studio.reference(self.reference, *self.reference_s))
+            return replace(asked, reference=studio.reference(self.reference, *self.reference_s)), hints
         except InputError as error:
             # Where this server keeps its uploads is none of its visitors' business.
             where, what = (_without_folders(text, self.reference) for text in (error.where, error.what))
@@ -93,8 +95,8 @@ def make_song(
     studio: Studio, form: Form, songs: Path, known_tags: list[str] | None, watch: Watch, report: Report
 ) -> Finished:
     """Sings what a form asks for into a new folder below ``songs``; raises InputError, or Stopped."""
-    request = form.request(studio)
-    hints = tag_hints(request.tags, known_tags) if known_tags is not None else []
+    request, hints = form.request(studio)
+    hints += tag_hints(request.tags, known_tags) if known_tags is not None else []
     hints += language_hints(request.lyrics, studio.tokenizer)
     _follow(watch, report, request, form.settings.max_new_tokens, studio.codec.frames_per_second)
     report(0.0, "reading the models")

@@ -10,7 +10,7 @@ from pydantic import Field
 
 from megatron_music.songs.alignment import lines_of_transcript, sections_of_lines, tile, time_sections
 from megatron_music.songs.annotators import common
-from megatron_music.songs.lyrics import Line, Section, read_sections
+from megatron_music.songs.lyrics import Line, Section, parse_lyrics
 from megatron_music.songs.song import Rejected, Song
 
 
@@ -115,4 +115,4 @@ def _lyrics(song: Song) -> list[Section]:
     lyrics = song.extra.get("lyrics") or ""
     if not isinstance(lyrics, str):
         raise Rejected("wrong_type", "lyrics is not a text")
-    return read_sections(lyrics)
+    return parse_lyrics(lyrics).sections
