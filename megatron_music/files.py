@@ -1,7 +1,9 @@
 """Files that are complete or absent, and reading the small ones with errors that name them."""
 
+import codecs
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -12,6 +14,15 @@ from typing import Any
 import yaml
 
 from megatron_music.errors import InputError
+
+_MARKS = (  # the longer first: a mark of UTF-32 begins like one of UTF-16
+    (codecs.BOM_UTF32_LE, "utf-32"), (codecs.BOM_UTF32_BE, "utf-32"), (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)  # fmt: skip
+_MARK_OF_A_LINE = re.compile("^\ufeff+", re.MULTILINE)
+_TO_UTF8 = (
+    "save it as UTF-8, or `iconv -f ENCODING -t UTF-8` (CP1252 from Western Windows, GB18030 Chinese, CP932 Japanese)"
+)
 
 
 @contextmanager
@@ -62,26 +73,62 @@ def write_json(path: str | os.PathLike, content: Any) -> None:
     write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
 
+class NotText(InputError):
+    """A file that holds no text in UTF-8, nor in UTF-16 or UTF-32 behind their marks."""
+
+
 def read_text(path: str | os.PathLike) -> str:
-    """Reads a UTF-8 text file; raises InputError where it is missing or not text."""
+    """Reads a text file: without byte order marks, and with ``\\n`` at the ends of lines, whatever wrote it.
+
+    UTF-8, and what Windows calls Unicode: UTF-16 or UTF-32 behind a byte order mark. Any other encoding is not guessed
+    at, since a short text fits several. Of marks, those at the start of a line are left out, as files that were put
+    together have them in the middle too.
+
+    Raises InputError where the file is missing or can't be read, its kind NotText where it holds no such text.
+    """
     try:
-        return Path(path).read_text(encoding="utf-8")
+        data = Path(path).read_bytes()
     except FileNotFoundError:
         raise InputError(path, "no such file", "check the path") from None
     except IsADirectoryError:
         raise InputError(path, "is a folder", "name a file in it") from None
-    except UnicodeDecodeError as error:
-        raise InputError(path, f"is not UTF-8 text (byte {error.start})", "save it as UTF-8") from None
     except OSError as error:
         raise InputError(path, f"can't be read ({error.strerror})", "check the path and its permissions") from None
+    marked = next((name for mark, name in _MARKS if data.startswith(mark)), None)
+    if not marked and (unmarked := _unmarked_utf16(data)):
+        raise NotText(
+            path, f"is {unmarked} text without its mark", f"save it as UTF-8, or `iconv -f {unmarked} -t UTF-8`"
+        )
+    encoding = marked or "utf-8"
+    try:
+        text = data.decode(encoding)
+    except UnicodeDecodeError as error:
+        raise NotText(path, f"is not {encoding.upper()} text (byte {error.start})", _TO_UTF8) from None
+    return _MARK_OF_A_LINE.sub("", text.replace("\r\n", "\n").replace("\r", "\n"))
+
+
+def _unmarked_utf16(data: bytes) -> str | None:
+    """UTF-16LE or UTF-16BE where every other byte is mostly 0, as in Western text of that encoding."""
+    for first, encoding in ((1, "UTF-16LE"), (0, "UTF-16BE")):
+        if 2 * data[first::2].count(0) > len(data[first::2]) and not data[1 - first :: 2].count(0):
+            return encoding
+    return None
 
 
 def read_json(path: str | os.PathLike) -> Any:
     """Reads a JSON file; raises InputError with the line where it does not parse."""
+    return parse_json(read_text(path), path)
+
+
+def parse_json(text: str, where: object, first_line: int = 1) -> Any:
+    """Parses what stands in ``where`` from a line on; raises InputError with the line where it does not parse."""
     try:
-        return json.loads(read_text(path))
+        return json.loads(text)
     except json.JSONDecodeError as error:
-        raise InputError(f"{path}: line {error.lineno}", f"is not JSON ({error.msg})", "mend the file") from None
+        line = first_line + error.lineno - 1
+        raise InputError(f"{where}: line {line}", f"is not JSON ({error.msg})", "mend the file") from None
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, brackets thousands deep
+        raise InputError(where, f"can't be read as JSON ({error})", "mend the file") from None
 
 
 def read_yaml(path: str | os.PathLike) -> dict[str, Any]:

@@ -1,9 +1,11 @@
-"""Files that are whole or absent."""
+"""Files that are whole or absent, and one reader for all texts."""
+
+import codecs
 
 import pytest
 
 from megatron_music.errors import InputError
-from megatron_music.files import atomic_path, read_json, read_yaml, write_json
+from megatron_music.files import NotText, atomic_path, parse_json, read_json, read_text, read_yaml, write_json
 
 
 def test_a_file_appears_only_when_its_block_has_ended(tmp_path):
@@ -59,7 +61,62 @@ def test_yaml_that_is_no_mapping_is_refused(tmp_path, text, message):
 
 
 def test_what_can_not_be_read_is_named(tmp_path):
-    (tmp_path / "bytes").write_bytes(b"\xff\xfe")
+    (tmp_path / "bytes").write_bytes(b"\xe4\xf6\xfc")
     for path, message in [("none", "no such file"), (".", "is a folder"), ("bytes", "is not UTF-8 text")]:
         with pytest.raises(InputError, match=message):
             read_yaml(tmp_path / path)
+
+
+SONG = "[verse]\nÜber den Wolken\n月亮\n\n"
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+@pytest.mark.parametrize(
+    ("mark", "encoding"),
+    [
+        (b"", "utf-8"),
+        (codecs.BOM_UTF8, "utf-8"),
+        (2 * codecs.BOM_UTF8, "utf-8"),
+        (codecs.BOM_UTF16_LE, "utf-16-le"),
+        (codecs.BOM_UTF16_BE, "utf-16-be"),
+        (codecs.BOM_UTF32_LE, "utf-32-le"),
+        (codecs.BOM_UTF32_BE, "utf-32-be"),
+    ],
+)
+def test_a_text_is_the_same_whatever_wrote_it(tmp_path, mark, encoding, end):
+    (tmp_path / "a.txt").write_bytes(mark + SONG.replace("\n", end).encode(encoding))
+    assert read_text(tmp_path / "a.txt") == SONG
+
+
+def test_marks_within_joined_files_go_and_what_a_string_holds_stays(tmp_path):
+    (tmp_path / "a.txt").write_bytes(2 * (codecs.BOM_UTF8 + b"one\r\n") + "x\ufeffy\u2028z\n".encode())
+    assert read_text(tmp_path / "a.txt") == "one\none\nx\ufeffy\u2028z\n"
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ("Über".encode("latin-1"), r"is not UTF-8 text \(byte 0\); save it as UTF-8, or `iconv -f ENCODING -t UTF-8`"),
+        ("月亮 (live)".encode("gb18030"), "is not UTF-8 text"),
+        ("さくら".encode("cp932"), "is not UTF-8 text"),
+        ("[verse]\nÜber".encode("utf-16-le"), "is UTF-16LE text without its mark; .*`iconv -f UTF-16LE -t UTF-8`"),
+        ("[verse]\nla".encode("utf-16-be"), "`iconv -f UTF-16BE -t UTF-8`"),
+        (codecs.BOM_UTF16_LE + b"a\0b", "is not UTF-16 text"),
+    ],
+)
+def test_other_encodings_are_refused_with_the_mend(tmp_path, data, message):
+    (tmp_path / "a.txt").write_bytes(data)
+    with pytest.raises(NotText, match=message):
+        read_text(tmp_path / "a.txt")
+
+
+def test_json_and_yaml_with_marks(tmp_path):
+    for name, read in (("a.json", read_json), ("a.yaml", read_yaml)):
+        (tmp_path / name).write_bytes(codecs.BOM_UTF8 + b'{"a": "\\ufeff"}\r\n')
+        assert read(tmp_path / name) == {"a": "\ufeff"}
+
+
+@pytest.mark.parametrize(("text", "message"), [("[" * 9999, "recursion"), ("9" * 9999, "digits"), ("\n]", "line 8")])
+def test_json_that_no_reader_takes_is_told(text, message):
+    with pytest.raises(InputError, match=f"a.jsonl.*{message}"):
+        parse_json(text, "a.jsonl", first_line=7)

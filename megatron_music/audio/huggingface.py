@@ -209,17 +209,19 @@ def load_network_codec(
 
 def _load_transformers_model(name: str, model_class: type, weights: str | Path) -> torch.nn.Module:
     local = Path(weights).is_dir()
+    own = {}
     if local:
         config_path = Path(weights) / "config.json"
         config = read_json(config_path)
         found = config.get("model_type") if isinstance(config, dict) else None
         if found != name:
             raise InputError(config_path, f"model_type is {found!r}", f"name a folder with weights of {name}")
+        own = {"config": model_class.config_class.from_dict(config)}  # transformers takes no byte order mark
     elif not _HUB_NAME.fullmatch(str(weights)):
         raise InputError(weights, "no such file or folder", "check the path, or name a model on the hub as owner/name")
     try:
         model, report = model_class.from_pretrained(
-            str(weights), local_files_only=local, output_loading_info=True, dtype=torch.float32
+            str(weights), local_files_only=local, output_loading_info=True, dtype=torch.float32, **own
         )
     except Exception as error:
         # transformers, the hub and safetensors raise many types here; all of them mean that the weights don't load.

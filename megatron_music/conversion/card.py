@@ -6,6 +6,7 @@ from typing import Any
 
 import yaml
 
+from megatron_music.files import read_text
 from megatron_music.recipe.flops import parameter_count
 from megatron_music.recipe.recipe import Recipe
 from megatron_music.training.origin import Origin, read_origin
@@ -103,7 +104,7 @@ def latest_losses(metrics: Path, step: int) -> dict[str, dict[str, float]]:
     found: dict[str, dict[str, float]] = {}
     if not metrics.is_file():
         return found
-    for line in metrics.read_text(encoding="utf-8").splitlines():
+    for line in read_text(metrics).splitlines():
         try:
             measured = json.loads(line)
         except json.JSONDecodeError:

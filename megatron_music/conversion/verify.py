@@ -12,6 +12,7 @@ from megatron_music.conversion.llama import llama_weights
 from megatron_music.conversion.weight_files import WeightFiles
 from megatron_music.engine.processes import launch
 from megatron_music.errors import InputError
+from megatron_music.files import read_json
 from megatron_music.progress import track
 from megatron_music.recipe.layout import Layout
 from megatron_music.recipe.recipe import Network, Optimizer, Recipe
@@ -96,8 +97,10 @@ def _megatron_logits(checkpoint: Path, network: Network, vocabulary_size: int, i
 
 
 def _transformers_logits(folder: Path, ids: np.ndarray, dtype: torch.dtype) -> np.ndarray:
-    from transformers import LlamaForCausalLM
+    from transformers import LlamaConfig, LlamaForCausalLM
 
-    network = LlamaForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True).float().eval()
+    config = LlamaConfig.from_dict(read_json(folder / "config.json"))  # transformers takes no byte order mark
+    network = LlamaForCausalLM.from_pretrained(folder, config=config, dtype=dtype, local_files_only=True)
+    network = network.float().eval()
     with torch.inference_mode():
         return network(torch.from_numpy(ids)).logits.numpy()

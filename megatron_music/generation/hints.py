@@ -1,14 +1,13 @@
 """What may go wrong with a prompt that is well formed: told to the user, who sings all the same."""
 
 import difflib
-import json
 import re
 import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 
 from megatron_music.errors import InputError
-from megatron_music.files import read_text
+from megatron_music.files import parse_json, read_text
 from megatron_music.songs.lyric_rows import Remark
 from megatron_music.songs.lyrics import Lyrics
 from megatron_music.songs.song import split_tags
@@ -29,10 +28,7 @@ def read_known_tags(path: str | Path) -> list[str]:
     """
     text = read_text(path)
     if str(path).endswith(".json"):
-        try:
-            content = json.loads(text)
-        except ValueError as error:
-            raise InputError(path, f"is not JSON ({error})", "mend the file") from None
+        content = parse_json(text, path)
         lists = list(content.values()) if isinstance(content, dict) else [content]
         tags = [tag for tags in lists if isinstance(tags, list) for tag in tags if isinstance(tag, str)]
     else:

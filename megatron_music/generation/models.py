@@ -101,7 +101,7 @@ class ModelFolder:
         """Loads the weights for inference in ``dtype`` ("auto": as they are stored)."""
         import torch
         from safetensors import SafetensorError
-        from transformers import LlamaForCausalLM
+        from transformers import LlamaConfig, LlamaForCausalLM
         from transformers.utils import logging
 
         logging.disable_progress_bar()
@@ -110,6 +110,8 @@ class ModelFolder:
                 warnings.simplefilter("ignore")
                 model, loaded = LlamaForCausalLM.from_pretrained(
                     self.path,
+                    # As everywhere; transformers takes no byte order mark.
+                    config=LlamaConfig.from_dict(read_json(self.path / "config.json")),
                     dtype=dtype if dtype == "auto" else getattr(torch, dtype),
                     local_files_only=True,
                     output_loading_info=True,

@@ -365,7 +365,7 @@ class _Windows:
 def _config(folder: ModelFolder):
     from transformers import LlamaConfig
 
-    return LlamaConfig.from_pretrained(folder.path, local_files_only=True)
+    return LlamaConfig.from_dict(read_json(folder.path / "config.json"))
 
 
 def _dtype(folder: ModelFolder, dtype: str) -> torch.dtype:

@@ -27,7 +27,7 @@ def read_table(path: Path, options: Options) -> list[Point]:
 
     Raises InputError with the line for what is no table of points.
     """
-    lines = read_text(path).removeprefix("\ufeff").splitlines()
+    lines = read_text(path).split("\n")
     heading = next((number for number, line in enumerate(lines) if line.strip()), None)
     if heading is None:
         raise InputError(path, "is empty", "write a line of headings, such as parameters,tokens,loss, and the points")

@@ -11,7 +11,7 @@ from typing import Any
 from megatron_music.corpus.blend import read_stocks
 from megatron_music.engine.integrity import BEFORE, size_fault
 from megatron_music.errors import InputError
-from megatron_music.files import read_json, write_json, write_text
+from megatron_music.files import read_json, read_text, write_json, write_text
 from megatron_music.recipe.recipe import Network, Recipe
 from megatron_music.training.events import METRICS, ROLLED_BACK
 from megatron_music.training.troubles import Rollback, Troubles
@@ -170,7 +170,7 @@ class RunFolder:
         """
         if not self.metrics.exists():
             return
-        lines = self.metrics.read_text(encoding="utf-8").splitlines()
+        lines = read_text(self.metrics).splitlines()
         events = [number for number, line in enumerate(lines) if '"event": ' in line]
         told = [number for number in events if f'"event": "{ROLLED_BACK}"' in lines[number]]
         untold = rollbacks[len(told) :]

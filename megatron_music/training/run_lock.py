@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_music.errors import InputError
+from megatron_music.files import read_json
 from megatron_music.progress import console
 
 BEAT_SECONDS = 10.0
@@ -126,8 +127,8 @@ class RunLock:
 def _read(path: Path) -> dict[str, Any]:
     """What the holder wrote; empty where there is none. Opened anew, since shared file systems look only then."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return read_json(path)
+    except InputError:
         return {}
 
 

@@ -56,6 +56,8 @@ def test_a_saved_folder_gives_the_same_codes_and_sound(codec_and_folder, sing):
 
 def test_a_name_without_its_rate_finds_the_codec_and_a_wrong_rate_does_not(dac_model, tmp_path):
     dac_model.save_pretrained(tmp_path)
+    config = tmp_path / "config.json"
+    config.write_bytes(b"\xef\xbb\xbf" + config.read_bytes())
     assert load_codec("dac", tmp_path).name == "dac16k"
     with pytest.raises(InputError, match="is dac16k, not dac44k"):
         load_codec("dac44k", tmp_path)

@@ -15,6 +15,9 @@ STEP = "run/checkpoints/step_000007"
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_an_export_and_its_import_are_the_checkpoint(trained_run, tmp_path, dtype):
     export_checkpoint(trained_run / STEP, tmp_path / "hf", dtype=dtype)
+    for name in ("config.json", "vocabulary.yaml", "documents.json"):  # as Windows would save them
+        path = tmp_path / "hf" / name
+        path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes().replace(b"\n", b"\r\n"))
     import_llama(tmp_path / "hf", tmp_path / "in")
     found = verify(tmp_path / "in", tmp_path / "hf")
     assert found.tensors == 3 + 4 * 9

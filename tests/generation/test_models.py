@@ -27,6 +27,17 @@ def test_missing_files_are_named(make_model, name):
     refused(lambda: ModelFolder.open(folder), name.split(".")[-1])
 
 
+def test_marks_of_windows_change_nothing(make_model):
+    plain, marked = make_model("plain"), make_model("marked")
+    for name in ("config.json", "vocabulary.yaml"):
+        (marked / name).write_bytes(b"\xef\xbb\xbf" + (marked / name).read_bytes().replace(b"\n", b"\r\n"))
+    folder = ModelFolder.open(marked)
+    assert folder.vocabulary == ModelFolder.open(plain).vocabulary
+    theirs = folder.network().state_dict()
+    for name, tensor in ModelFolder.open(plain).network().state_dict().items():
+        assert tensor.equal(theirs[name])
+
+
 def test_a_missing_folder_and_a_missing_tokenizer(make_model, tmp_path):
     refused(lambda: ModelFolder.open(tmp_path / "nowhere"), "no such model folder")
     folder = make_model("stage1")

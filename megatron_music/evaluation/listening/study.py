@@ -5,7 +5,6 @@ FOLDER/clips/*.flac    all in one format, without metadata, and of one loudness 
 FOLDER/answers.jsonl   a line for each answer, in the order in which they came
 """
 
-import json
 import secrets
 import shutil
 from collections.abc import Callable, Sequence
@@ -21,7 +20,7 @@ from megatron_music.corpus.workplace import workplace
 from megatron_music.errors import InputError
 from megatron_music.evaluation.listening.clips import write_clips
 from megatron_music.evaluation.songs.inputs import SongFiles, songs_in
-from megatron_music.files import read_json, write_json
+from megatron_music.files import read_json, read_text, write_json
 from megatron_music.recipe.fields import Strict
 from megatron_music.recipe.recipe import parse_strict
 from megatron_music.songs.lyrics import parse_lyrics
@@ -180,7 +179,7 @@ def _make(
     lufs, written = write_clips(jobs, match_loudness, say)
     clips = {
         (system, song): Clip(
-            token=tokens[system, song], system=system, song=song, lyrics=_lyrics(files[system][song].sidecars)
+            token=tokens[system, song], system=system, song=song, lyrics=_lyrics(files[system][song].sidecars, say)
         )
         for (system, song), there in zip(wanted, written, strict=True)
         if there
@@ -212,14 +211,19 @@ def _pairs(
     return pairs
 
 
-def _lyrics(sidecars: dict[str, Path]) -> str:
-    """The lyrics beside a song, or those in what `generate` wrote beside it; nothing where there are none."""
+def _lyrics(sidecars: dict[str, Path], say: Callable[[str], None]) -> str:
+    """The lyrics beside a song, or those in what `generate` wrote beside it; nothing where there are none, or where
+    they can't be read, which is told."""
     if sidecar := sidecars.get(".lrc") or sidecars.get(".txt"):
-        text = sidecar.read_text(encoding="utf-8", errors="replace")
+        try:
+            text = read_text(sidecar)
+        except InputError as error:
+            say(f"{error}; listeners see no lyrics of it")
+            return ""
         return "\n\n".join(section.strip() for section in parse_lyrics(text).texts)[:_MOST_LYRICS]
     if ".json" in sidecars:
         try:
-            record = json.loads(sidecars[".json"].read_text(encoding="utf-8"))
+            record = read_json(sidecars[".json"])
             return "\n\n".join(text.strip() for text in record["request"]["lyrics"])[:_MOST_LYRICS]
         except (ValueError, KeyError, TypeError, AttributeError):
             return ""  # of another program

@@ -11,7 +11,6 @@ that task.
 
 import csv
 import io
-import json
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ from typing import Any, Literal
 import numpy as np
 
 from megatron_music.errors import InputError
-from megatron_music.files import read_text
+from megatron_music.files import parse_json, read_text
 
 SPLITS = ("train", "valid", "test")
 EMOTION = ("valence", "arousal")
@@ -127,15 +126,12 @@ def _kind(column: str) -> TaskKind | None:
 
 def _lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """Fields of each line with its number."""
-    text = read_text(path).removeprefix("\ufeff")  # which spreadsheets write
+    text = read_text(path)
     if path.suffix == ".jsonl":
         # Not splitlines: JSON may hold other signs that end a line, U+2028 among them, as they are.
         for number, line in enumerate(text.split("\n"), 1):
             if line.strip():
-                try:
-                    fields = json.loads(line)
-                except json.JSONDecodeError as error:
-                    raise InputError(f"{path}: line {number}", f"is not JSON ({error.msg})", "mend the line") from None
+                fields = parse_json(line, path, number)
                 if not isinstance(fields, dict):
                     raise InputError(f"{path}: line {number}", "is not an object of fields", "write {...}")
                 yield number, fields

@@ -26,7 +26,7 @@ def read_scores(path: str | Path) -> dict[tuple[str, str], dict[str, float]]:
     Raises:
         InputError: a column or a value is missing or wrong; names the line.
     """
-    rows = csv.DictReader(io.StringIO(read_text(path).removeprefix("\ufeff")))
+    rows = csv.DictReader(io.StringIO(read_text(path)))
     columns = rows.fieldnames or []
     found = [name for name in columns if name in KNOWN]
     if "system" not in columns or "song" not in columns or not found:

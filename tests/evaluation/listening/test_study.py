@@ -41,7 +41,8 @@ def systems(tmp_path_factory):
     (root / "ours" / "0" / "song.json").write_text(
         json.dumps({"request": {"lyrics": ["[verse]\nla\n\n", "[chorus]\nsi"]}})
     )
-    (root / "theirs" / "1.lrc").write_text("[00:01.50]first line\n[00:02.00]second")
+    (root / "theirs" / "1.lrc").write_bytes(b"\xef\xbb\xbf[00:01.50]first line\r\n[00:02.00]second")
+    (root / "theirs" / "2.txt").write_bytes(b"[verse]\ncaf\xe9")
     (root / "theirs" / "9.mp3").write_text("junk")
     tone(root / "ours" / "9.wav", 0.1)
     (root / "others").mkdir()
@@ -68,7 +69,8 @@ def test_songs_of_one_name_are_paired_and_the_broken_one_is_told(made, systems):
     assert said[:2] == [
         f"{one} and others have no song of one name; theirs are paired at random" for one in ("ours", "theirs")
     ]
-    assert said[2].startswith(f"left out: {systems / 'theirs' / '9.mp3'}: can't be read as audio") and len(said) == 3
+    assert said[2].startswith(f"left out: {systems / 'theirs' / '9.mp3'}: can't be read as audio")
+    assert "2.txt: is not UTF-8 text (byte 11)" in said[3] and "no lyrics of it" in said[3] and len(said) == 4
     assert json.loads((folder / "study.json").read_text())["systems"] == {
         name: str(systems / name) for name in ("ours", "theirs", "others")
     }
