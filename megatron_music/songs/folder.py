@@ -13,9 +13,10 @@ In ``FOLDER`` and all folders below it (hidden ones and links to folders left ou
 | `song.tags.txt`, `song/tags.txt` | tags, on one line or more |
 | `song.json`, `song/song.json` | fields of a manifest (`genres` or `tags`, `language`, `id`, `msa`, ...) and others |
 
-Case does not matter. The id is the path without suffix, ``album/song``, unless a ``.json`` has another. Tags come from
-the first that there is of ``.tags.txt``, ``.json`` and the audio file's own metadata, which also gives title, artist,
-album, date and licence. All text is UTF-8. Lengths are what the files' headers say: nothing is decoded here.
+Case does not matter, nor how a system spells accents and blanks (``songs/pairing.py``). The id is the path without
+suffix as the mix has it, ``album/song``, unless a ``.json`` has another. Tags come from the first that there is of
+``.tags.txt``, ``.json`` and the audio file's own metadata, which also gives title, artist, album, date and licence.
+Text is UTF-8, or UTF-16 behind its mark. Lengths are what the files' headers say: nothing is decoded here.
 
 Lyrics with times become segments, and are kept as ``lines``. So do lyrics whose labels are those of the sections in
 ``msa``. Other lyrics are kept as ``lyrics``, for the annotator ``align``. With ``speech``, a ``.txt`` is what is said
@@ -34,46 +35,27 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
-from itertools import groupby, islice
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import soundfile
 
 from megatron_music.errors import InputError
-from megatron_music.files import write_text
+from megatron_music.files import NotText, parse_json, read_text, write_text
 from megatron_music.progress import track
 from megatron_music.songs.alignment import TimedSection, tile, timed_sections
 from megatron_music.songs.labels import plain_label
 from megatron_music.songs.lyric_rows import Remark
 from megatron_music.songs.lyrics import Lyrics, Section, check_translation, parse_lyrics, segment_text
 from megatron_music.songs.manifest import AUDIO_FIELDS, read_songs, write_manifest, write_rejects
+from megatron_music.songs.pairing import SIDECARS, PairedFiles, SongFile, pair, song_file, stems
 from megatron_music.songs.song import Reject, Rejected, Segment, Song
 
-AUDIO_SUFFIXES = (
-    ".wav", ".flac", ".aiff", ".aif", ".ogg", ".oga", ".opus", ".mp3", ".m4a", ".aac", ".wma", ".mp4", ".webm"
-)  # fmt: skip
-"""Files taken for audio, the better first where a track has several; the last five get a reject that says so."""
-TRACK_NAMES = {
-    "mix": "mix", "mixture": "mix", "vocals": "vocals", "vocal": "vocals", "accompaniment": "accompaniment",
-    "instrumental": "accompaniment", "no_vocals": "accompaniment",
-}  # fmt: skip
-FURTHER_STEMS = ("drums", "bass", "other", "guitar", "piano")
 _LONGEST_S = 24 * 3600.0
 _METADATA = {"title": "title", "artist": "artist", "album": "album", "date": "date", "license": "licence"}
-_FOLDER_SIDECARS = {"lyrics.txt": ".txt", "lyrics.lrc": ".lrc", "tags.txt": ".tags.txt", "song.json": ".json"}
-_SIDECARS = (".tags.txt", ".txt", ".lrc", ".json")
 _THREADS, _BATCH = 16, 1024
 REMARKS = "remarks.txt"
-
-
-@dataclass(frozen=True)
-class SongFile:
-    """A file and what it is of which song: a track's name or one of ``_SIDECARS``; paths relative to the folder."""
-
-    id: str
-    role: str
-    path: str
 
 
 @dataclass
@@ -96,6 +78,7 @@ class FolderSummary:
     with_stems: int = 0
     with_tags: int = 0
     further_stems: int = 0
+    alike: list[str] = field(default_factory=list)
     rejected: Counter = field(default_factory=Counter)
     remarked: Counter = field(default_factory=Counter)
 
@@ -122,6 +105,11 @@ class FolderSummary:
             lines += [f"  {rule:<18} {count:,}" for rule, count in sorted(self.remarked.items())]
         if self.further_stems:
             lines.append(f"passed over  {self.further_stems:,} stems other than vocals")
+        if self.alike:
+            names = ", ".join(self.alike[:4]) + (", ..." if len(self.alike) > 4 else "")
+            lines.append(
+                f"kept apart   {len(self.alike):,} songs whose names differ by case or accents' form alone: {names}"
+            )
         return "\n".join(lines)
 
 
@@ -136,7 +124,7 @@ def manifest_of_folder(
 ) -> FolderSummary:
     """Writes ``out/rejects.parquet``, ``out/remarks.txt`` and ``out/manifest.jsonl``, in the order of the songs' paths.
 
-    Memory grows with the number of files, by some 300 bytes for each.
+    Memory grows with the number of files, by some 400 bytes for each.
 
     Args:
         speech: whether ``.txt`` files hold what is said in clips.
@@ -157,24 +145,23 @@ def manifest_of_folder(
         raise InputError(out, f"can't be made a folder ({error.strerror})", "name another") from None
     summary = FolderSummary()
     rejects: list[Reject] = []
-    files = sorted(_files(folder, out, summary, rejects), key=lambda file: (file.id, file.role, _rank(file.path)))
+    paired = pair(_files(folder, out, summary, rejects))
+    summary.alike = [files.id for files in paired if files.alike and files.has_audio]
     defaults = {name: value for name, value in (("source", source), ("licence", licence)) if value}
     read = partial(parse_lyrics, translation=translation)
     make = partial(_made, folder=folder.resolve(), read=None if speech else read, language=language, defaults=defaults)
-    write_manifest(out / "manifest.jsonl", _songs(files, make, summary, rejects, out))
+    write_manifest(out / "manifest.jsonl", _songs(paired, make, summary, rejects, out))
     return summary
 
 
 def _songs(
-    files: list[SongFile], make: Any, summary: FolderSummary, rejects: list[Reject], out: Path
+    paired: list[PairedFiles], make: Any, summary: FolderSummary, rejects: list[Reject], out: Path
 ) -> Iterator[Song]:
     """Songs one by one; writes rejects and remarks before it ends, so that where a manifest is, they are too."""
-    ids = sum(1 for _ in groupby(files, key=lambda file: file.id))
-    groups = (list(group) for _, group in groupby(files, key=lambda file: file.id))
     seen: set[str] = set()
     remarks: list[str] = []
     with ThreadPoolExecutor(_THREADS) as pool:  # reading headers is waiting for the disk
-        for made in track(_in_batches(pool, make, groups), "reading headers", total=ids):
+        for made in track(_in_batches(pool, make, iter(paired)), "reading headers", total=len(paired)):
             rejects += made.rejects
             song = made.song
             if song is None:
@@ -196,8 +183,8 @@ def _songs(
         raise InputError(out, f"there is no song for a manifest{why}", "name a folder with wav, flac, ogg or mp3 files")
 
 
-def _in_batches(pool: ThreadPoolExecutor, make: Any, groups: Iterator[list[SongFile]]) -> Iterator[_Made]:
-    while batch := list(islice(groups, _BATCH)):
+def _in_batches(pool: ThreadPoolExecutor, make: Any, paired: Iterator[PairedFiles]) -> Iterator[_Made]:
+    while batch := list(islice(paired, _BATCH)):
         yield from pool.map(make, batch)
 
 
@@ -211,69 +198,42 @@ def _files(folder: Path, out: Path, summary: FolderSummary, rejects: list[Reject
     for parent, folders, names in os.walk(folder, onerror=unreadable):
         folders[:] = [name for name in folders if name[0] != "." and (Path(parent) / name).resolve() != passed]
         place = os.path.relpath(parent, folder)
-        stems = {os.path.splitext(name)[0].lower() for name in names if _suffix(name) in AUDIO_SUFFIXES}
+        stems_here = stems(names)
         for name in names:
-            file = None if name[0] == "." else song_file("" if place == "." else place, name, stems)
+            file = None if name[0] == "." else song_file("" if place == "." else place, name, stems_here)
             if file and file.role == "further":
                 summary.further_stems += 1
             elif file:
                 yield file
 
 
-def _suffix(name: str) -> str:
-    return os.path.splitext(name)[1].lower()
-
-
-def _rank(path: str) -> tuple[int, str]:
-    suffix = _suffix(path)
-    return AUDIO_SUFFIXES.index(suffix) if suffix in AUDIO_SUFFIXES else 0, path
-
-
-def song_file(place: str, name: str, stems_here: set[str]) -> SongFile | None:
-    """What a file is, by its name; None where it is nothing that this reads."""
-    path = os.path.join(place, name)
-    if place and name.lower() in _FOLDER_SIDECARS:
-        return SongFile(place, _FOLDER_SIDECARS[name.lower()], path)
-    for suffix in _SIDECARS:
-        if name.lower().endswith(suffix):
-            return SongFile(os.path.join(place, name[: -len(suffix)]), suffix, path)
-    if _suffix(name) not in AUDIO_SUFFIXES:
-        return None
-    stem = os.path.splitext(name)[0]
-    song, dot, last = stem.rpartition(".")
-    if last.lower() in FURTHER_STEMS and f"{song}{dot}vocals".lower() in stems_here:
-        return SongFile("", "further", path)
-    if last.lower() in TRACK_NAMES and (dot or place):
-        return SongFile(os.path.join(place, song) if dot else place, TRACK_NAMES[last.lower()], path)
-    return SongFile(os.path.join(place, stem), "mix", path)
-
-
 def _made(
-    files: list[SongFile],
+    paired: PairedFiles,
     folder: Path,
     read: Callable[..., Lyrics] | None,
     language: str | None,
     defaults: dict[str, str],
 ) -> _Made:
-    """What becomes of files with one id; texts are lyrics, read by ``read``, or without it what is said in clips."""
-    audio: dict[str, str] = {}
+    """What becomes of files of one song; texts are lyrics, read by ``read``, or without it what is said in clips."""
+    id, (paths, passed_over) = paired.id, paired.chosen()
+    audio = {role: path for role, path in paths.items() if role in AUDIO_FIELDS}
+    sidecars = {role: folder / path for role, path in paths.items() if role in SIDECARS}
     rejects = []
-    for file in files:
-        if file.role in AUDIO_FIELDS and file.role in audio:
-            detail = f"is the {file.role} of {file.id} like {audio[file.role]}, which is kept"
-            rejects.append(Reject(file.path, "duplicate_track", detail, str(folder / file.path)))
-        elif file.role in AUDIO_FIELDS:
-            audio[file.role] = file.path
-    sidecars = {file.role: folder / file.path for file in files if file.role in _SIDECARS}
+    for file in passed_over:
+        rule = "duplicate_track" if file.role in AUDIO_FIELDS else "duplicate_text"
+        detail = f"is the {file.role} of {id} like {paths[file.role]}, which is kept"
+        rejects.append(Reject(file.path, rule, detail, str(folder / file.path)))
     if not audio:
         sidecars.pop(".json", None)  # fields of whatever program
-        missing = [Reject(files[0].id, "audio_missing", "has no audio", str(path)) for path in sidecars.values()]
-        return _Made(None, missing)
+        rule, detail = "audio_missing", "has no audio"
+        if paired.alike:
+            rule, detail = "ambiguous_name", f"may be of {' or of '.join(paired.alike)}; spell it like its song"
+        return _Made(None, [*(Reject(id, rule, detail, str(path)) for path in sidecars.values()), *rejects])
     try:
-        song = _song(files[0].id, audio, sidecars, folder)
+        song = _song(id, audio, sidecars, folder)
         song, remarks = _with_lyrics(song, sidecars, read) if read else (_with_speech(song, sidecars), [])
     except Rejected as rejected:
-        return _Made(None, [rejected.reject(files[0].id, folder / next(iter(audio.values()))), *rejects])
+        return _Made(None, [rejected.reject(id, folder / next(iter(audio.values()))), *rejects])
     song = replace(song, language=song.language or language, extra={**defaults, **song.extra})
     return _Made(song, rejects, remarks)
 
@@ -324,21 +284,19 @@ def _header(path: Path) -> tuple[float, dict[str, str]]:
 
 
 def _text(path: Path) -> str:
-    if not path.is_file():
+    if not path.is_file():  # opening a pipe would wait for ever
         raise Rejected("text_unreadable", f"{path} is no file, or a link to none")
     try:
-        return path.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise Rejected("not_utf8", f"{path} is not UTF-8 (byte {error.start})") from None
-    except OSError as error:
-        raise Rejected("text_unreadable", f"{path} can't be read ({error.strerror})") from None
+        return read_text(path)
+    except InputError as error:
+        raise Rejected("not_utf8" if isinstance(error, NotText) else "text_unreadable", str(error)) from None
 
 
 def _fields(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(_text(path))
-    except (ValueError, RecursionError) as error:
-        raise Rejected("not_json", f"{path}: {error}") from None
+        content = parse_json(_text(path), path)
+    except InputError as error:
+        raise Rejected("not_json", str(error)) from None
     if not isinstance(content, dict):
         raise Rejected("not_json", f"{path} holds a {type(content).__name__}, not an object of fields")
     tags = content.pop("tags", None)

@@ -90,6 +90,31 @@ def test_songs_are_paired_with_stems_lyrics_and_tags_by_name(folder, out):
     )
 
 
+def test_names_and_texts_of_other_systems(folder, out):
+    """Of a Mac (accents as two signs, ``._`` files, ``.DS_Store``) and of Windows (capitals, marks, UTF-16)."""
+    _audio(folder / "Noe\u0308l.WAV")
+    _text(folder / "NO\u00cbL.lrc", "\ufeff[00:00.50]Il est n\u00e9\r\n[00:01.50]\r\n")
+    (folder / "no\u00ebl.Tags.TXT").write_bytes("folk\r\nfran\u00e7ais".encode("utf-16"))
+    _audio(folder / "noe\u0308l.Vocals.wav")
+    _text(folder / "._Noe\u0308l.WAV", "Mac OS X")
+    _text(folder / ".DS_Store", "Bud1")
+    _text(folder / "Thumbs.db", "")
+    _audio(folder / "one" / "Go.wav")
+    _audio(folder / "one" / "go.flac")
+    _text(folder / "one" / "GO.txt", "[verse]\nla\n")
+    _text(folder / "one" / "Go.txt", "[verse]\nlo\n")
+    _text(folder / "one" / "Go" / "lyrics.txt", "[verse]\nli\n")
+    summary = manifest_of_folder(folder, out)
+    noel, first, second = _songs(out).values()
+    assert (noel.id, set(noel.audio), noel.genres) == ("Noe\u0308l", {"mix", "vocals"}, "folk, fran\u00e7ais")
+    assert [segment.lines for segment in noel.segments] == [["Il est n\u00e9"]]
+    assert (first.id, first.extra, second.id, second.extra) == ("one/Go", {"lyrics": "[verse]\nli"}, "one/go", {})
+    assert _rules(out) == [("one/GO", "ambiguous_name"), ("one/Go.txt", "duplicate_text")]
+    assert str(summary).endswith(
+        "kept apart   2 songs whose names differ by case or accents' form alone: one/Go, one/go"
+    )
+
+
 def test_lengths_are_those_of_the_headers(folder, out):
     _audio(folder / "a.wav", 1.25)
     _audio(folder / "b.vocals.wav", 1.5)

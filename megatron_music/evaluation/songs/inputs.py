@@ -6,6 +6,7 @@ or ``song.mp3`` and ``song.vocals.mp3``. A folder with such a track directly in 
 """
 
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,15 +14,14 @@ from typing import Any
 from megatron_music.corpus import fingerprint
 from megatron_music.errors import InputError
 from megatron_music.files import read_json, read_text
-from megatron_music.songs.folder import AUDIO_SUFFIXES, TRACK_NAMES, song_file
 from megatron_music.songs.labels import plain_label
 from megatron_music.songs.lyrics import parse_lyrics
 from megatron_music.songs.manifest import LYRICS, SEGMENTS
+from megatron_music.songs.pairing import SIDECARS, TRACK_NAMES, PairedFiles, SongFile, pair, song_file, stems, suffix
 
 F0 = "f0"
 _F0_SUFFIXES = (".f0", ".f0.txt", ".f0.csv")
 _PLAIN_F0_SUFFIXES = (".txt", ".csv")
-_SIDECARS = (".json", ".lrc", ".txt", ".tags.txt")
 
 
 @dataclass(frozen=True)
@@ -100,12 +100,9 @@ def songs_in(folder: str | Path, plain: str = "mix") -> list[SongFiles]:
         if wrong := next((name for name in names if _is_no_text(name) or _is_no_text(str(parent))), None):
             shown = os.fsencode(parent / wrong).decode(errors="replace")
             raise InputError(shown, "has a name that is not UTF-8", "rename it")
-    any_audio = any(_suffix(name) in AUDIO_SUFFIXES for _, names in listing for name in names)
-    found: dict[str, list[tuple[str, Path]]] = {}
-    for parent, names in listing:
-        for name, role, path in _roles(folder, parent, names, any_audio):
-            found.setdefault(name, []).append((plain if role == "plain" else role, path))
-    songs = [song for name, files in sorted(found.items()) if (song := _song(name, folder, files))]
+    any_audio = any(stems(names) for _, names in listing)
+    found = pair(file for parent, names in listing for file in _files(folder, parent, names, any_audio, plain))
+    songs = [_song(paired, folder) for paired in found if paired.has_audio]
     if not songs:
         raise InputError(folder, "holds no songs", "name a folder with wav, flac, ogg, mp3 or f0 files")
     return songs
@@ -147,51 +144,40 @@ def _drop_hidden(folders: list[str]) -> None:
     folders[:] = sorted(name for name in folders if name[0] != ".")
 
 
-def _roles(folder: Path, parent: Path, names: list[str], any_audio: bool) -> list[tuple[str, str, Path]]:
-    """(song, role, path) of the files of one folder; the role ``plain`` is that of audio without a track's name."""
-    stems = {os.path.splitext(name)[0].lower() for name in names if _suffix(name) in AUDIO_SUFFIXES}
-    is_song = parent == folder and stems & TRACK_NAMES.keys()
+def _files(folder: Path, parent: Path, names: list[str], any_audio: bool, plain: str) -> Iterator[SongFile]:
+    """The files of one folder, with absolute paths; audio without a track's name is ``plain``."""
+    stems_here = stems(names)
+    is_song = parent == folder and stems_here & TRACK_NAMES.keys()
     place = folder.name if is_song else os.path.relpath(parent, folder).removeprefix(".")
-    roles = []
     for name in names:
-        path, lower = parent / name, name.lower()
-        suffix = next((suffix for suffix in _F0_SUFFIXES if lower.endswith(suffix)), None)
-        if suffix is None and not any_audio and _suffix(name) in _PLAIN_F0_SUFFIXES:
-            suffix = _suffix(name)
-        if suffix or (place and os.path.splitext(lower)[0] == F0):
-            stem = name[: -len(suffix)] if suffix else F0
-            roles.append((place if place and stem.lower() == F0 else os.path.join(place, stem), F0, path))
-        elif (file := song_file(place, name, stems)) and file.role != "further":
+        path, lower = str(parent / name), name.lower()
+        ending = next((ending for ending in _F0_SUFFIXES if lower.endswith(ending)), None)
+        if ending is None and not any_audio and suffix(name) in _PLAIN_F0_SUFFIXES:
+            ending = suffix(name)
+        if ending or (place and os.path.splitext(lower)[0] == F0):
+            stem = name[: -len(ending)] if ending else F0
+            yield SongFile(place if place and stem.lower() == F0 else os.path.join(place, stem), F0, path)
+        elif (file := song_file(place, name, stems_here)) and file.role != "further":
             stem = os.path.splitext(lower)[0]
             named = stem in TRACK_NAMES or stem.rpartition(".")[2] in TRACK_NAMES
-            roles.append((file.id, "plain" if file.role == "mix" and not named else file.role, path))
-    return roles
+            yield SongFile(file.id, plain if file.role == "mix" and not named else file.role, path)
 
 
-def _song(name: str, folder: Path, files: list[tuple[str, Path]]) -> SongFiles | None:
-    tracks: dict[str, Path] = {}
-    sidecars: dict[str, Path] = {}
-    problems = []
-    for role, path in sorted(files, key=lambda file: (_rank(file[1]), file[1])):
-        kept = sidecars if role in _SIDECARS else tracks
-        if role in kept:
-            problems.append(f"{path.name} is passed over: {kept[role].name} is the {role} too")
-        else:
-            kept[role] = path
-    return SongFiles(name.replace(os.sep, "/"), folder, tracks, sidecars, tuple(problems)) if tracks else None
+def _song(paired: PairedFiles, folder: Path) -> SongFiles:
+    paths, passed_over = paired.chosen()
+    files = {role: Path(path) for role, path in paths.items()}
+    problems = [
+        f"{Path(file.path).name} is passed over: {files[file.role].name} is the {file.role} too" for file in passed_over
+    ]
+    if paired.alike:
+        problems.append(f"is another song than {', '.join(paired.alike)}; texts are taken if they are spelled like it")
+    tracks = {role: path for role, path in files.items() if role not in SIDECARS}
+    sidecars = {role: path for role, path in files.items() if role in SIDECARS}
+    return SongFiles(paired.id.replace(os.sep, "/"), folder, tracks, sidecars, tuple(problems))
 
 
 def _is_no_text(name: str) -> bool:
     return os.fsencode(name).decode(errors="replace") != name
-
-
-def _suffix(name: str) -> str:
-    return os.path.splitext(name)[1].lower()
-
-
-def _rank(path: Path) -> int:
-    suffix = path.suffix.lower()
-    return AUDIO_SUFFIXES.index(suffix) if suffix in AUDIO_SUFFIXES else 0
 
 
 def _attempt(read: Any, path: Path | None, problems: list[str]) -> Any:

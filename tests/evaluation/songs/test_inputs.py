@@ -55,6 +55,25 @@ def test_a_second_file_of_a_track_is_passed_over_and_told(tmp_path):
     assert song.problems == ("a.mp3 is passed over: a.wav is the mix too",)
 
 
+def test_names_are_paired_as_manifest_pairs_them(tmp_path):
+    touch(
+        tmp_path,
+        "E\u0301te\u0301.MP3",
+        "\u00e9t\u00e9.Vocals.mp3",
+        "\u00c9T\u00c9.f0",
+        "\u00c9t\u00e9.TXT",
+        "a.wav",
+        "A.wav",
+        "A.LRC",
+    )
+    songs = {song.name: song for song in songs_in(tmp_path)}
+    assert songs.keys() == {"E\u0301te\u0301", "a", "A"}
+    summer = songs["E\u0301te\u0301"]
+    assert summer.tracks.keys() == {"mix", "vocals", "f0"} and summer.sidecars.keys() == {".txt"}
+    assert songs["A"].sidecars.keys() == {".lrc"} and not songs["a"].sidecars
+    assert songs["a"].problems == ("is another song than A; texts are taken if they are spelled like it",)
+
+
 def test_folders_without_songs_are_told(tmp_path):
     for name, message in (("nowhere", "no such folder"), ("a.wav", "is a file"), ("empty", "holds no songs")):
         touch(tmp_path, "a.wav", "empty/readme.md")
