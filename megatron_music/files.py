@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import tempfile
+import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -75,6 +76,25 @@ def write_json(path: str | os.PathLike, content: Any) -> None:
 
 class NotText(InputError):
     """A file that holds no text in UTF-8, nor in UTF-16 or UTF-32 behind their marks."""
+
+
+def as_on_disk(folder: Path, name: str) -> Path:
+    """The path of ``name`` in ``folder``, spelled as a file there whose name has accents in the other form of Unicode.
+
+    Such names come from Macs, whose files other programs list in one form and copy in the other. Where there is no
+    file in either form, the path is as it was named.
+    """
+    path = folder / name
+    if name.isascii() or os.path.lexists(path):
+        return path
+    there = folder
+    for part in Path(name).parts:
+        forms = [part, *(unicodedata.normalize(form, part) for form in ("NFC", "NFD"))]
+        found = next((there / one for one in forms if os.path.lexists(there / one)), None)
+        if found is None:
+            return path
+        there = found
+    return there
 
 
 def read_text(path: str | os.PathLike) -> str:

@@ -34,7 +34,7 @@ from megatron_music.errors import InputError
 from megatron_music.files import read_json, write_json
 from megatron_music.progress import console, track
 from megatron_music.songs.annotators import ANNOTATORS
-from megatron_music.songs.manifest import read_manifest
+from megatron_music.songs.manifest import place_of, read_manifest
 from megatron_music.songs.song import Song
 
 FIT_SONGS, FIT_SECONDS, FIT_EXCERPT_SECONDS = 256, 1800.0, 5.0
@@ -89,6 +89,7 @@ def encode_manifest(
     settings = Settings(
         codec, None if weights is None else _absolute(weights), codebooks, codebook_size, seed, window_seconds, heard
     )
+    place_of(manifest).tell(manifest)
     songs = sum(1 for _ in read_manifest(manifest))
     with workplace(out) as out:
         out = out.resolve()

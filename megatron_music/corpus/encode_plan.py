@@ -13,7 +13,8 @@ from typing import Any
 from megatron_music.corpus import fingerprint
 from megatron_music.errors import InputError
 from megatron_music.files import read_json
-from megatron_music.songs.manifest import read_manifest, read_songs
+from megatron_music.songs.manifest import place_of, read_manifest, read_songs
+from megatron_music.songs.manifest_file import song_lines
 from megatron_music.songs.song import Reject, Segment, Song
 
 MANIFEST, REJECTS, CODEC, SETTINGS, LOGS = "manifest.jsonl", "rejects.parquet", "codec", "encoding.json", "logs"
@@ -93,6 +94,7 @@ class Plan:
     """All shards of a manifest and what they are made with; a few bytes a shard, as every task is sent one.
 
     Attributes:
+        folder: to which the manifest's paths are relative.
         stamp: size and time of the manifest, which has to stay as it is while tasks read it.
         starts: byte and line in the manifest at which each shard starts.
         repeats: by position in the manifest, the songs whose id an earlier one has.
@@ -100,6 +102,7 @@ class Plan:
     """
 
     manifest: Path
+    folder: Path
     stamp: tuple[int, int] | None
     out: Path
     settings: Settings
@@ -131,7 +134,7 @@ class Plan:
         file = self.manifest.open("rb")
         file.seek(byte)
         first = number * self.shard_songs
-        songs = islice(read_songs(file, self.manifest, line), self.shard_songs)
+        songs = islice(read_songs(file, self.manifest, self.folder, line), self.shard_songs)
         kept = tuple(self.repeats.get(position, song) for position, song in enumerate(songs, first))
         return Shard(number, self.out, kept, bool(self.settings.annotators))
 
@@ -154,7 +157,7 @@ def plan_shards(
     shard_songs: int,
 ) -> Plan:
     """Reads the manifest once, to find where each shard starts and which ids stand in it twice."""
-    stamp = fingerprint.of_stat(manifest)
+    folder, stamp = place_of(manifest).folder, fingerprint.of_stat(manifest)
     starts: list[tuple[int, int]] = []
     repeats: dict[int, Reject] = {}
     songs = 0
@@ -165,19 +168,16 @@ def plan_shards(
             repeats[songs] = song
         songs += 1
     return Plan(
-        manifest, stamp, out, settings, frames_per_second, device, batch_seconds, shard_songs, songs,
+        manifest, folder, stamp, out, settings, frames_per_second, device, batch_seconds, shard_songs, songs,
         tuple(starts), repeats,
     )  # fmt: skip
 
 
 def _song_lines(manifest: Path) -> Iterator[tuple[int, int]]:
     """Byte and line number of every line that ``read_manifest`` gives something for."""
-    byte = 0
     with manifest.open("rb") as file:
-        for number, line in enumerate(file, 1):
-            if line.strip():
-                yield byte, number
-            byte += len(line)
+        for number, byte, _ in song_lines(file):
+            yield byte, number
 
 
 def changes(before: Song, after: Song) -> dict[str, Any]:

@@ -6,15 +6,16 @@
     song-0417
     label-x/*
 
-Empty lines and lines that begin with ``#`` say nothing. A list may name songs that no manifest has.
+Empty lines say nothing, nor do lines that begin with ``#``, unless that is the id of a song. A list may name songs that
+no manifest has.
 """
 
 import re
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from pathlib import Path
 
 from megatron_music.files import read_text
+from megatron_music.songs.ids import names, plain
 from megatron_music.songs.song import Reject, Rejected
 
 _PATTERN = re.compile(r"[*?\[]")
@@ -30,17 +31,17 @@ class OptOut:
     @classmethod
     def read(cls, path: Path) -> "OptOut":
         """Reads a list; raises InputError where the file is missing or not text."""
-        lines = [line.strip() for line in read_text(path).splitlines()]
-        lines = [line for line in lines if line and not line.startswith("#")]
-        patterns = tuple(line for line in lines if _PATTERN.search(line))
-        # A line with a sign of a pattern in it may also be the id of a song as it stands.
-        return cls(frozenset(lines), patterns)
+        lines = [plain(line.strip()) for line in read_text(path).split("\n")]
+        patterns = tuple(line for line in lines if _PATTERN.search(line) and not line.startswith("#"))
+        # A line with a sign of a pattern, or a #, in it may also be the id of a song as it stands.
+        return cls(frozenset(filter(None, lines)), patterns)
 
     def line_for(self, song_id: str) -> str | None:
         """The line that names a song, or None."""
-        if song_id in self.ids:
-            return song_id
-        return next((pattern for pattern in self.patterns if fnmatchcase(song_id, pattern)), None)
+        id = plain(song_id).strip()
+        if id in self.ids:
+            return id
+        return next((pattern for pattern in self.patterns if names(pattern, song_id)), None)
 
 
 def opted_out(song_id: str, line: str, where: object) -> Reject:

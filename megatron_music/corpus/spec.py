@@ -26,7 +26,6 @@ import hashlib
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import astuple, dataclass, field
-from fnmatch import fnmatchcase
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
@@ -43,7 +42,8 @@ from megatron_music.files import read_yaml
 from megatron_music.recipe.fields import RelativePath, Strict
 from megatron_music.recipe.recipe import parse_strict
 from megatron_music.songs.filters import SongFilters
-from megatron_music.songs.manifest import read_manifest
+from megatron_music.songs.ids import names
+from megatron_music.songs.manifest import place_of, read_manifest
 from megatron_music.songs.song import Reject, Rejected, Song
 from megatron_music.vocabulary.text import TextTokenizer
 from megatron_music.vocabulary.vocabulary import Vocabulary
@@ -82,7 +82,7 @@ class HeldOut:
 
     def split(self, song_id: str) -> str:
         """``held_out`` or ``train``, by the id alone; a line without an id counts as ``train``."""
-        if any(fnmatchcase(song_id, pattern) for pattern in self.patterns):
+        if any(names(pattern, song_id) for pattern in self.patterns):
             return "held_out"
         if not (self.share and song_id):
             return "train"
@@ -168,6 +168,8 @@ class BuildSpec:
         held_out = HeldOut(tuple(file.held_out), file.held_out_share, file.seed)
         manifests = dict.fromkeys(source.manifest for source in sources)
         opt_out = OptOut.read(file.opt_out) if file.opt_out else OptOut()
+        for manifest in manifests:
+            place_of(manifest).tell(manifest)
         surveys = {manifest: _survey(manifest, held_out, opt_out) for manifest in manifests}
         for pattern in file.held_out:
             if not any(pattern in survey.patterns_used for survey in surveys.values()):
@@ -261,7 +263,7 @@ def _survey(manifest: Path, held_out: HeldOut, opt_out: OptOut) -> Survey:
     files, opted = hashlib.sha256(), hashlib.sha256()
     stat = lru_cache(maxsize=4096)(fingerprint.of_stat)
     for song in read_manifest(manifest):
-        used.update(pattern for pattern in held_out.patterns if fnmatchcase(song.id, pattern))
+        used.update(pattern for pattern in held_out.patterns if names(pattern, song.id))
         songs[held_out.split(song.id)] += 1
         if isinstance(song, Song):
             paths = [song.codes_path(track)[0] for track in song.codes]

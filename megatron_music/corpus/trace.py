@@ -1,5 +1,6 @@
 """When a run sees a song: the order of the samples turned round, so that nothing is logged and nothing is scanned."""
 
+import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -48,8 +49,11 @@ def trace_song(song: str, recipe: Recipe) -> list[Occurrence]:
     InputError where no source of the run holds the song, or the corpus does not say which songs it holds.
     """
     stream, spans = run_stream(recipe), phase_spans(recipe)
-    documents = {name: read_documents_of_song(recipe.corpus / name, song) for name in recipe.source_names}
-    if not any(documents.values()):
+    for id in dict.fromkeys([song, *(unicodedata.normalize(form, song) for form in ("NFC", "NFD"))]):
+        documents = {name: read_documents_of_song(recipe.corpus / name, id) for name in recipe.source_names}
+        if any(documents.values()):
+            break
+    else:
         raise _unknown(song, recipe)
     found = (place for name in documents for place in _occurrences(stream, spans, name, documents[name]))
     return sorted(found, key=lambda place: (place.sample, place.start))

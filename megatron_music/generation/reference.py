@@ -1,5 +1,6 @@
 """Music that a song starts from: references from audio or codes, and earlier songs to go on with."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +12,7 @@ from megatron_music.errors import InputError
 from megatron_music.files import read_json
 from megatron_music.generation.request import Reference, SungSegment
 from megatron_music.songs.codes import load_codes
+from megatron_music.songs.ids import plain
 from megatron_music.songs.manifest import read_manifest
 from megatron_music.songs.song import SHARD_SUFFIX, Rejected, Song
 from megatron_music.vocabulary.vocabulary import CodecRange
@@ -78,8 +80,8 @@ def read_past(name: str | Path, codec_range: CodecRange, after: int | None = Non
     Raises:
         InputError: there is no such song, it has no sections or fewer than ``after``, or its codes don't fit.
     """
-    manifest = MANIFEST_MARK in str(name)
-    tags, segments = _manifest_past(str(name), codec_range) if manifest else _sung_past(Path(name), codec_range)
+    manifest, id = _split_name(str(name))
+    tags, segments = _sung_past(Path(name), codec_range) if id is None else _manifest_past(manifest, id, codec_range)
     if after is not None and not 1 <= after <= len(segments):
         raise InputError(name, f"has {len(segments)} sections, {after} were asked for", "go on after one of them")
     return tags, segments[:after]
@@ -120,18 +122,32 @@ def _sung_past(path: Path, codec_range: CodecRange) -> tuple[str, list[SungSegme
     return tags, _cut(path, coarse_2T, segments, codec_range)
 
 
-def _manifest_past(name: str, codec_range: CodecRange) -> tuple[str, list[SungSegment]]:
-    path, _, id = name.rpartition("#")
-    song = next((song for song in read_manifest(path) if isinstance(song, Song) and song.id == id), None)
-    if song is None:
+def _split_name(name: str) -> tuple[str, str | None]:
+    """The manifest and the id of ``manifest.jsonl#ID``, of which both may hold a ``#``; no id of any other file."""
+    ends = [found.end() - 1 for found in re.finditer(re.escape(MANIFEST_MARK), name)]
+    if not ends or Path(name).is_file():
+        return name, None
+    end = next((end for end in ends if Path(name[:end]).is_file()), ends[0])
+    return name[:end], name[end + 1 :]
+
+
+def _manifest_past(path: str, id: str, codec_range: CodecRange) -> tuple[str, list[SungSegment]]:
+    name = f"{path}#{id}"
+    found: Song | None = None
+    for song in read_manifest(path):
+        if isinstance(song, Song) and (song.id == id or (found is None and plain(song.id) == plain(id))):
+            found = song
+            if song.id == id:
+                break
+    if found is None:
         raise InputError(path, f"has no song {id!r}", "name one of its ids")
     try:
-        tracks = [load_codes(song, track, codec_range)[0] for track in ("vocals", "accompaniment")]
+        tracks = [load_codes(found, track, codec_range)[0] for track in ("vocals", "accompaniment")]
     except Rejected as rejected:
         raise InputError(name, rejected.detail, "name a song with codes of both tracks") from None
     frames = min(map(len, tracks))
-    segments = [(segment.text, segment.start_frame, min(segment.end_frame, frames)) for segment in song.segments]
-    return song.genres, _cut(name, np.stack([codes_T[:frames] for codes_T in tracks]), segments, codec_range)
+    segments = [(segment.text, segment.start_frame, min(segment.end_frame, frames)) for segment in found.segments]
+    return found.genres, _cut(name, np.stack([codes_T[:frames] for codes_T in tracks]), segments, codec_range)
 
 
 def _cut(

@@ -259,7 +259,7 @@ def _song(id: str, audio: dict[str, str], sidecars: dict[str, Path], folder: Pat
             content.setdefault(ours, metadata[name])
     # Read like a line of any manifest, so that a .json is judged by the same rules.
     line = json.dumps({"id": id.replace(os.sep, "/"), **content})
-    (song,) = read_songs(io.BytesIO(line.encode()), folder / "manifest.jsonl")
+    (song,) = read_songs(io.BytesIO(line.encode()), folder / "manifest.jsonl", folder)
     if isinstance(song, Reject):
         raise Rejected(song.rule, f"{sidecars.get('.json', id)}: {song.detail}", song.value)
     return song

@@ -4,7 +4,6 @@ A line that is not a usable song becomes a Reject that names the rule and the li
 """
 
 import json
-import math
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
@@ -15,6 +14,8 @@ import pyarrow.parquet as pq
 
 from megatron_music.errors import InputError
 from megatron_music.files import atomic_path
+from megatron_music.songs import values
+from megatron_music.songs.manifest_file import Place, find_place, open_manifest, song_lines
 from megatron_music.songs.song import Reject, Rejected, Segment, Song, rebase_reference
 
 CODES_FIELDS = {"mix": "codec", "vocals": "vocals_codec", "accompaniment": "instrumental_codec"}
@@ -34,31 +35,33 @@ def read_manifest(path: str | Path) -> Iterator[Song | Reject]:
 
     The first of several songs with one id is kept. Raises InputError, at the call, where the file can't be opened.
     """
-    path = Path(path)
-    try:
-        file = path.open("rb")
-    except FileNotFoundError:
-        raise InputError(path, "no such file", "name a manifest of JSON lines") from None
-    except OSError as error:
-        raise InputError(path, f"can't be read ({error.strerror})", "name a manifest of JSON lines") from None
-    return read_songs(file, path)
+    file = open_manifest(path)
+    return read_songs(file, Path(path), place_of(path).folder)
 
 
-def read_songs(file: BinaryIO, path: Path, first_line: int = 1) -> Iterator[Song | Reject]:
+def place_of(manifest: str | Path) -> Place:
+    """Where a manifest's codes and audio are, see ``manifest_file``; raises InputError where it can't be opened."""
+    return find_place(manifest, [*CODES_FIELDS.values(), *AUDIO_FIELDS.values()])
+
+
+def read_songs(file: BinaryIO, path: Path, folder: Path, first_line: int = 1) -> Iterator[Song | Reject]:
     """What ``read_manifest`` gives of a file that is open at the start of a line; it is closed at the end.
 
     Raises nothing. Of songs with one id, only those from ``first_line`` on are known.
+
+    Args:
+        folder: to which paths are relative, see ``place_of``.
     """
     seen: set[str] = set()
     with file:
-        for number, line in enumerate(file, start=first_line):
-            if not line.strip():
-                continue
+        for number, _, line in song_lines(file, first_line):
             id = ""
             try:
-                content = _parse(line)
-                id = _id(content)
-                song = _song(content, id, path.parent)
+                content = values.parse_line(line)
+                if content.get("id") is None:
+                    raise Rejected("missing_id", "the line has no id")
+                id = values.song_id(content["id"])
+                song = _song(content, id, folder)
                 if id in seen:
                     raise Rejected("duplicate_id", f"another line above has the id {id}", id)
                 seen.add(id)
@@ -129,33 +132,9 @@ def _printable(text: str) -> str:
     return text.encode("utf-8", errors="backslashreplace").decode("utf-8")
 
 
-def _parse(line: bytes) -> dict[str, Any]:
-    try:
-        content = json.loads(line.decode("utf-8-sig"))
-    except UnicodeDecodeError as error:
-        raise Rejected("not_utf8", f"byte {error.start} of the line is not UTF-8", error.start) from None
-    except (ValueError, RecursionError) as error:
-        raise Rejected("not_json", str(error)) from None
-    if not isinstance(content, dict):
-        kind = type(content).__name__
-        raise Rejected("not_json", f"the line holds a {kind}, not an object of fields", kind)
-    return content
-
-
-def _id(content: dict[str, Any]) -> str:
-    id = content.get("id")
-    if id is None:
-        raise Rejected("missing_id", "the line has no id")
-    if isinstance(id, int) and not isinstance(id, bool):
-        id = str(id)
-    if not isinstance(id, str) or not id.strip():
-        raise Rejected("wrong_type", f"id is {_shown(id)}, not a text", _shown(id))
-    return _text(id, "id")
-
-
 def _song(content: dict[str, Any], id: str, folder: Path) -> Song:
-    lyrics = _typed(content, LYRICS, dict, "an object", {})
-    segments = _typed(lyrics, SEGMENTS, list, "a list", [], f"{LYRICS}.{SEGMENTS}")
+    lyrics = values.items(content.get(LYRICS), dict, "an object", LYRICS)
+    segments = values.items(lyrics.get(SEGMENTS), list, "a list", f"{LYRICS}.{SEGMENTS}")
     extra = {name: value for name, value in content.items() if name not in KNOWN_FIELDS}
     further_lyrics = {name: value for name, value in lyrics.items() if name != SEGMENTS}
     if further_lyrics:
@@ -182,38 +161,40 @@ def _references(content: dict[str, Any], fields: dict[str, str]) -> dict[str, st
 
 def _duration(content: dict[str, Any]) -> float | None:
     name = "audio_length_in_sec"
-    if content.get(name) is None:
+    if content.get(name) in (None, ""):
         return None
-    duration_s = _number(content[name], name)
+    duration_s = float(values.number(content[name], name))
     if duration_s <= 0:
         raise Rejected("duration", f"{name} is {duration_s:g}, not above 0", duration_s)
     return duration_s
 
 
 def _structure(content: dict[str, Any]) -> list[dict[str, Any]]:
-    sections = _typed(content, "msa", list, "a list", [])
-    for index, section in enumerate(sections):
-        where = f"msa[{index}]"
-        if not isinstance(section, dict):
-            raise Rejected("wrong_type", f"{where} is {_shown(section)}, not an object", _shown(section))
-        for name in ("start", "end", "label"):
-            if name not in section:
-                raise Rejected("missing_field", f"{where} has no {name}", name)
-        if _number(section["start"], f"{where}.start") > _number(section["end"], f"{where}.end"):
-            detail = f"{where} ends at {section['end']} s, before it starts at {section['start']} s"
-            raise Rejected("structure", detail, section["end"])
-        _text(section["label"], f"{where}.label")
-    return sections
+    sections = values.items(content.get("msa"), list, "a list", "msa")
+    return [_section(section, f"msa[{index}]") for index, section in enumerate(sections)]
+
+
+def _section(section: Any, where: str) -> dict[str, Any]:
+    if not isinstance(section, dict):
+        raise Rejected("wrong_type", f"{where} is {values.shown(section)}, not an object", values.shown(section))
+    for name in ("start", "end", "label"):
+        if name not in section:
+            raise Rejected("missing_field", f"{where} has no {name}", name)
+    values.text(section["label"], f"{where}.label")
+    start_s, end_s = (values.number(section[name], f"{where}.{name}") for name in ("start", "end"))
+    if start_s > end_s:
+        raise Rejected("structure", f"{where} ends at {end_s} s, before it starts at {start_s} s", end_s)
+    return {**section, "start": start_s, "end": end_s}
 
 
 def _segment(segment: Any, index: int) -> Segment:
     where = f"{SEGMENTS}[{index}]"
     if not isinstance(segment, dict):
-        raise Rejected("wrong_type", f"{where} is {_shown(segment)}, not an object", _shown(segment))
+        raise Rejected("wrong_type", f"{where} is {values.shown(segment)}, not an object", values.shown(segment))
     for name in sorted(SEGMENT_FIELDS):
         if segment.get(name) is None:
             raise Rejected("missing_field", f"{where} has no {name}", name)
-    text = _text(segment["line_content"], f"{where}.line_content")
+    text = values.text(segment["line_content"], f"{where}.line_content")
     frames = [_frame(segment[name], f"{where}.{name}") for name in ("codec_frame_start", "codec_frame_end")]
     if frames[0] > frames[1]:
         detail = f"{where} ends at frame {frames[1]}, before it starts at frame {frames[0]}"
@@ -222,51 +203,14 @@ def _segment(segment: Any, index: int) -> Segment:
 
 
 def _frame(value: Any, where: str) -> int:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise Rejected("wrong_type", f"{where} is {_shown(value)}, not a whole number", _shown(value))
-    if value < 0:
-        raise Rejected("segment_frames", f"{where} is {_shown(value)}, below 0", _shown(value))
-    return value
-
-
-def _number(value: Any, where: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise Rejected("wrong_type", f"{where} is {_shown(value)}, not a number", _shown(value))
-    try:
-        number = float(value)
-    except OverflowError:
-        number = math.inf
-    if not math.isfinite(number):
-        raise Rejected("wrong_type", f"{where} is not a finite number", number)
-    return number
-
-
-def _text(value: Any, where: str) -> str:
-    if not isinstance(value, str):
-        raise Rejected("wrong_type", f"{where} is {_shown(value)}, not a text", _shown(value))
-    try:
-        value.encode("utf-8")
-    except UnicodeEncodeError:
-        raise Rejected("not_utf8", f"{where} holds half of a surrogate pair") from None
-    return value
+    frame = values.whole_number(value, where)
+    if frame < 0:
+        raise Rejected("segment_frames", f"{where} is {values.shown(value)}, below 0", values.shown(value))
+    return frame
 
 
 def _optional_text(content: dict[str, Any], name: str) -> str | None:
-    return None if content.get(name) is None else _text(content[name], name)
-
-
-def _typed(content: dict[str, Any], name: str, type: type, noun: str, default: Any, where: str | None = None) -> Any:
-    value = content.get(name)
-    if value is None:
-        return default
-    if not isinstance(value, type):
-        raise Rejected("wrong_type", f"{where or name} is {_shown(value)}, not {noun}", _shown(value))
-    return value
-
-
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 40 else text[:37] + "..."
+    return None if content.get(name) is None else values.text(content[name], name)
 
 
 def _content(song: Song, folder: Path) -> dict[str, Any]:

@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from megatron_music.files import as_on_disk
+
 TRACKS = ("mix", "vocals", "accompaniment")
 SHARD_SUFFIX = ".parquet"
 TAG_COMMAS, _SPACES = re.compile("[,;，；、]"), re.compile(r"\s+")
@@ -52,7 +54,7 @@ class Song:
         genres: the tags as the manifest has them, in its order and with its separators.
         text: what is said in a clip of speech, or a plain text; lyrics stand in ``segments``.
         structure: music structure, a list of mappings with ``start`` and ``end`` in seconds and ``label``.
-        folder: the manifest's folder.
+        folder: to which paths are relative: the manifest's, unless its files lie elsewhere.
         extra: fields that this project does not read, written back as they were.
     """
 
@@ -72,14 +74,14 @@ class Song:
         """Path of a track's audio; raises Rejected where the song names none."""
         if track not in self.audio:
             raise Rejected("audio_missing", f"the song names no {track} audio", track)
-        return self.folder / self.audio[track]
+        return as_on_disk(self.folder, self.audio[track])
 
     def codes_path(self, track: str) -> tuple[Path, str | None]:
         """Path of a track's codes and, in a shard, ``ID/TRACK``; raises Rejected where the song names none."""
         if track not in self.codes:
             raise Rejected("codes_missing", f"the song names no {track} codes", track)
         name, member = split_reference(self.codes[track])
-        return self.folder / name, member
+        return as_on_disk(self.folder, name), member
 
 
 class Rejected(Exception):

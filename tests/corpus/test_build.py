@@ -35,6 +35,34 @@ def test_the_published_example_has_its_known_digest(tmp_path, yue_data, reposito
     assert digest == "d5828fa906ef87aec8586fb98098dc208004ca193d7a80062886996a79d02c18"
 
 
+def test_a_manifest_of_yues_layout_goes_straight_to_build(workspace, monkeypatch, capsys):
+    """As ``finetune/example/jsonl`` names ``example/npy``, from whatever folder it is built."""
+    sources = {"cot": {"manifest": "finetune/example/jsonl/dummy.jsonl", "task": "lyrics_to_song"}}
+    spec = write_spec(workspace, sources={"cot": SOURCES["cot"]})
+    plain = build_corpus(spec, workspace / "plain", processes=1)["cot"]
+    example = workspace / "finetune" / "example"
+    (workspace / "songs").rename(workspace / "npy")
+    (example / "jsonl").mkdir(parents=True)
+    (workspace / "npy").rename(example / "npy")
+    lines = [json.loads(line) for line in (example / "npy" / "manifest.jsonl").read_text().splitlines()]
+    for line in lines:
+        for field in ("codec", "vocals_codec", "instrumental_codec"):
+            line[field] = f"./example/npy/{line[field]}"
+        for segment in line["splitted_lyrics"]["segmented_lyrics"]:
+            segment |= {name: float(segment[name]) for name in ("codec_frame_start", "codec_frame_end")}
+    (example / "jsonl" / "dummy.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    monkeypatch.chdir("/")
+    capsys.readouterr()
+    about = build_corpus(write_spec(workspace, sources=sources), workspace / "out", processes=1)["cot"]
+    assert (about["documents"], about["tokens"]) == (plain["documents"], plain["tokens"]) == (20, plain["tokens"])
+    assert (workspace / "out" / "cot.bin").read_bytes() == (workspace / "plain" / "cot.bin").read_bytes()
+    assert f"its paths are taken relative to {workspace / 'finetune'}" in capsys.readouterr().err
+    (example / "npy").rename(example / "elsewhere")
+    with pytest.raises(InputError, match="20 by codes_missing"):
+        build_corpus(write_spec(workspace, sources=sources), workspace / "out", processes=1)
+    assert f"are in none of {example / 'jsonl'}, {example}, {workspace / 'finetune'}," in capsys.readouterr().err
+
+
 def test_a_corpus_is_whole_and_self_contained(workspace):
     summary = build_corpus(workspace / "spec.yaml", workspace / "corpus", processes=1)
     assert sorted(summary) == sorted(SOURCES)

@@ -11,6 +11,7 @@ from building import FRAMES, SOURCES, add_copies, contents, rules, song_line, wr
 
 from megatron_music.corpus.build import build_corpus
 from megatron_music.corpus.contents import read_contents
+from megatron_music.corpus.opt_out import OptOut
 from megatron_music.corpus.spec import HeldOut
 from megatron_music.errors import InputError
 from megatron_music.songs.manifest import read_rejects
@@ -309,6 +310,25 @@ def test_songs_that_opted_out_are_in_no_source_and_neither_are_their_copies(with
         "song-022": ("near_duplicate", "song-007"),
         "song-023": ("near_opted_out", "song-011"),
     }
+
+
+@pytest.mark.parametrize(
+    ("line", "id"),
+    [
+        ("Song [live]", "Song [live]"),
+        ("#1 hit", "#1 hit"),
+        ("a/b #2", "a/b #2"),
+        ("Caf\u00e9", "Cafe\u0301"),
+        ("Cafe\u0301/*", "Caf\u00e9/1"),
+        ("a\u2028b", "a\u2028b"),
+        ("\ufefffirst\r", "first"),
+    ],
+)
+def test_ids_that_look_like_something_else_are_named_as_they_stand(tmp_path, line, id):
+    (tmp_path / "opt_out.txt").write_bytes(f"{line}\n# by letter *\n".encode())
+    opt_out = OptOut.read(tmp_path / "opt_out.txt")
+    assert opt_out.line_for(id) and not opt_out.line_for("another") and not opt_out.line_for("# by letter 2")
+    assert line[0] == "\ufeff" or HeldOut((line,), 0.0, 0).split(id) == "held_out"
 
 
 def test_a_longer_opt_out_list_builds_only_sources_again_that_hold_its_songs(workspace):

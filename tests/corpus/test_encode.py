@@ -48,6 +48,21 @@ def test_all_tracks_are_encoded_and_named(songs, tmp_path):
             np.testing.assert_array_equal(codes_KT, codec.encode(samples))
 
 
+def test_ids_and_folders_with_any_sign_in_them(tmp_path):
+    ids = ["#1 hit", "a/b#mix", " blank  s ", "x.parquet#y/vocals", "Cafe\u0301 \u6708\u4eae"]
+    songs = make_songs(tmp_path / "run #2" / "songs.parquet", len(ids))
+    write_lines(songs, [line | {"id": id} for line, id in zip(read_lines(songs), ids, strict=True)])
+    out = tmp_path / "codes #1"
+    encode_manifest(songs / "manifest.jsonl", out, **SETTINGS)
+    encoded = list(read_manifest(out / "manifest.jsonl"))
+    assert [song.id for song in encoded] == ids
+    codec = load_codec("embedded", out / "codec")
+    for song in encoded:
+        for track in TRACK_FIELDS:
+            samples = read_audio(song.audio_path(track), 16_000)
+            np.testing.assert_array_equal(load_codes(song, track, CODES), codec.encode(samples))
+
+
 def test_any_number_of_processes_gives_the_same_bytes(songs, tmp_path):
     for name, machines in (("one", ALONE), ("two", Machines(workers=2)), ("few tasks", Machines(tasks=2, workers=1))):
         encode_manifest(songs / "manifest.jsonl", tmp_path / name, **SETTINGS | {"machines": machines})

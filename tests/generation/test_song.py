@@ -15,9 +15,11 @@ from megatron_music.audio.files import resample, write_audio
 from megatron_music.audio.loudness import integrated_loudness
 from megatron_music.cli import app
 from megatron_music.errors import InputError
+from megatron_music.generation.reference import read_past
 from megatron_music.generation.request import SongRequest, Stopped, Watch
 from megatron_music.generation.sampling import SamplingSettings
 from megatron_music.generation.song import Models, Studio, mixed
+from megatron_music.vocabulary.vocabulary import Vocabulary
 
 SETTINGS = SamplingSettings(min_new_tokens=20, max_new_tokens=60)
 TEXTS = ["[verse]\nla la la\n\n", "[chorus]\nsing with me\n\n"]
@@ -156,7 +158,15 @@ def test_a_song_of_a_manifest_is_gone_on_with(prompt, tmp_path):
         "splitted_lyrics": {"segmented_lyrics": segments},
     }  # fmt: skip
     (tmp_path / "manifest.jsonl").write_text(json.dumps(line) + "\n")
+    hashed = tmp_path / "run.jsonl#2" / "manifest.jsonl"
+    hashed.parent.mkdir()
+    line |= {"vocals_codec": "../v.npy", "instrumental_codec": "../a.npy"}
+    ids = ("one", "Cafe\u0301 #1.jsonl#2")
+    hashed.write_text("".join(json.dumps(line | {"id": id}) + "\n" for id in ids))
     past = f"{tmp_path}/manifest.jsonl#one"
+    for manifest in (past, f"{hashed}#one", f"{hashed}#Caf\u00e9 #1.jsonl#2"):
+        tags, sections = read_past(manifest, Vocabulary.load(prompt["stage1"] / "vocabulary.yaml").codec())
+        assert tags == "folk" and [section.codes_2T.shape[1] for section in sections] == [30, 50]
     generate(**prompt | {"tags": None}, past=past, after=1)
     record = record_of(prompt["out"])
     assert record["request"]["tags"] == "folk"

@@ -1,10 +1,13 @@
+import codecs
+import gzip
 import json
+import unicodedata
 from pathlib import Path
 
 import pytest
 
 from megatron_music.errors import InputError
-from megatron_music.songs.manifest import read_manifest, read_rejects, write_manifest, write_rejects
+from megatron_music.songs.manifest import place_of, read_manifest, read_rejects, write_manifest, write_rejects
 from megatron_music.songs.song import Reject, Segment, Song
 
 LINE = {
@@ -109,10 +112,19 @@ def test_released_data_reads_as_it_is(yue_data, tmp_path):
         (_with(id=""), "wrong_type"),
         (_with(id=[1]), "wrong_type"),
         (_with(id=True), "wrong_type"),
+        (_with(id=7.5), "wrong_type"),
+        (_with(id=float(2**60)), "wrong_type"),
+        (_with(id=float("nan")), "missing_id"),
+        (_with(audio_length_in_sec="1_000"), "wrong_type"),
+        (_with(audio_length_in_sec="nan"), "wrong_type"),
+        (_with(audio_length_in_sec=True), "wrong_type"),
+        (_with(msa="[{'start': 0}]"), "wrong_type"),
+        (_with_segment(codec_frame_start=False), "wrong_type"),
+        (_with_segment(codec_frame_end=1e400), "wrong_type"),
         (_with(codec=3), "wrong_type"),
         (_with(audio={"path": "x"}), "wrong_type"),
-        (_with(audio_length_in_sec="12"), "wrong_type"),
-        (_with(audio_length_in_sec=float("nan")), "wrong_type"),
+        (_with(audio_length_in_sec="0:12"), "wrong_type"),
+        (_with(audio_length_in_sec=float("inf")), "wrong_type"),
         (_with(audio_length_in_sec=10**400), "wrong_type"),
         (_with(audio_length_in_sec=0), "duration"),
         (_with(audio_length_in_sec=-3.0), "duration"),
@@ -126,7 +138,7 @@ def test_released_data_reads_as_it_is(yue_data, tmp_path):
         (_with(splitted_lyrics={"segmented_lyrics": ["la"]}), "wrong_type"),
         (_with_segment(line_content=["la"]), "wrong_type"),
         (_with_segment(line_content=None), "missing_field"),
-        (_with_segment(codec_frame_start="0"), "wrong_type"),
+        (_with_segment(codec_frame_start="0.5"), "wrong_type"),
         (_with_segment(codec_frame_end=625.5), "wrong_type"),
         (_with_segment(codec_frame_start=-1), "segment_frames"),
         (_with_segment(codec_frame_start=700), "segment_frames"),
@@ -139,6 +151,67 @@ def test_a_bad_line_is_a_reject_that_names_rule_and_line(tmp_path, line, rule):
     assert isinstance(reject, Reject)
     assert (reject.rule, reject.where) == (rule, f"{path}: line 3")
     assert "\n" not in reject.detail and len(reject.detail) < 300
+
+
+@pytest.mark.parametrize(
+    ("written", "read"),
+    [
+        ({"id": 7.0}, {"id": "7"}),
+        ({"id": -0.0}, {"id": "0"}),
+        ({"id": "7.0"}, {"id": "7.0"}),
+        ({"id": 2**60}, {"id": str(2**60)}),
+        ({"audio_length_in_sec": "12.5"}, {"duration_s": 12.5}),
+        ({"audio_length_in_sec": " 1.25e1"}, {"duration_s": 12.5}),
+        ({"audio_length_in_sec": float("nan")}, {"duration_s": None}),
+        ({"audio_length_in_sec": ""}, {"duration_s": None}),
+        ({"genres": float("nan"), "language": None}, {"genres": "", "language": None}),
+        ({"msa": float("nan"), "splitted_lyrics": None}, {"structure": [], "segments": []}),
+        ({"splitted_lyrics": {"segmented_lyrics": None}}, {"segments": []}),
+        ({"codec": float("nan"), "vocals_codec": "", "instrumental_codec": None}, {"codes": {}}),
+        ({"licence": float("nan"), "splitted_lyrics": None}, {"extra": {"licence": None}}),
+        (
+            {"msa": [{"start": "0", "end": "12.5", "label": "verse"}]},
+            {"structure": [{"start": 0.0, "end": 12.5, "label": "verse"}]},
+        ),
+        (
+            {"msa": json.dumps([{"start": 1, "end": 2, "label": "é"}])},
+            {"structure": [{"start": 1, "end": 2, "label": "é"}]},
+        ),
+        (
+            {"splitted_lyrics": json.dumps(LINE["splitted_lyrics"])},
+            {"segments": [Segment("[verse]\nOne\nTwo\n\n", 0, 625, {"offset": 0, "duration": 12.5})]},
+        ),
+    ],
+)  # fmt: skip
+def test_values_as_other_programs_write_them(tmp_path, written, read):
+    (song,) = read_manifest(_write(tmp_path, _with(**written)))
+    assert {name: getattr(song, name) for name in read} == read
+
+
+@pytest.mark.parametrize(("start", "end"), [(10.0, 625.0), ("10", "625"), ("10.0", 6.25e2), (1e1, "6.25E+2")])
+def test_whole_numbers_of_frames_however_they_are_written(tmp_path, start, end):
+    (song,) = read_manifest(_write(tmp_path, _with_segment(codec_frame_start=start, codec_frame_end=end)))
+    frames = (song.segments[0].start_frame, song.segments[0].end_frame)
+    assert frames == (10, 625) and all(type(frame) is int for frame in frames)
+
+
+def test_what_pandas_makes_of_a_manifest_reads_as_the_same_songs(tmp_path):
+    """A column with a gap becomes one of floats, and the gap NaN."""
+    pandas = pytest.importorskip("pandas")
+    lines = [_with(id=number, year=2000 + number) for number in range(3)]
+    del lines[1]["year"], lines[1]["audio_length_in_sec"], lines[1]["msa"]
+    songs = list(read_manifest(_write(tmp_path, *lines)))
+    table = pandas.DataFrame(lines)
+    table["id"] = table["id"].astype(float)
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in table.to_dict("records")))
+    table.to_json(tmp_path / "table.jsonl", orient="records", lines=True)
+    for name in ("rows.jsonl", "table.jsonl"):
+        read = list(read_manifest(tmp_path / name))
+        assert [song.extra.pop("year") for song in read] == [2000.0, None, 2002.0]
+        for song, before in zip(read, songs, strict=True):
+            before.extra.pop("year", None)
+            assert song == before
+            before.extra["year"] = None
 
 
 @pytest.mark.parametrize(
@@ -196,3 +269,94 @@ def test_rejects_come_back(tmp_path):
 def test_labels_and_lines_of_a_segment(text, label, lines):
     segment = Segment(text, 0, 1)
     assert (segment.label, segment.lines) == (label, lines)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"id,codec,genres\n1,a.npy,folk\n", "is a table of separated cells, not JSON lines; write"),
+        (b"\xef\xbb\xbf\"codec\";\"id\"\r\n", "is a table of separated cells"),
+        (b"PAR1\x15\x04", "is a Parquet table"),
+        (gzip.compress(b'{"id": "1"}\n'), "is compressed, not JSON lines; unpack it"),
+        (b'[{"id": "1"},{"id": "2"}]', "is one JSON list"),
+        (b'[\n  {"id": "1"}\n]\n', "is one JSON list"),
+        (b'{\r\n  "id": "1"\r\n}\r\n', "is JSON over several lines, not JSON lines"),
+        ('{"id": "1"}\n'.encode("utf-16"), "is UTF-16 text, not JSON lines; save it as UTF-8, or `iconv -f UTF-16"),
+        (b'{"id": "1"}\r{"id": "2"}\r', "ends its lines with CR alone"),
+    ],
+)  # fmt: skip
+def test_a_file_that_is_no_manifest_is_told_in_one_line(tmp_path, content, message):
+    (tmp_path / "songs.jsonl").write_bytes(content)
+    with pytest.raises(InputError, match=message):
+        read_manifest(tmp_path / "songs.jsonl")
+
+
+def test_marks_and_line_ends_of_joined_manifests(tmp_path):
+    part = codecs.BOM_UTF8 + b'{"id": 1, "text": "a\\u2028\xe2\x80\xa8\xc2\x85b"}\r\n'
+    path = tmp_path / "songs.jsonl"
+    path.write_bytes(part + part.replace(b"1", b"2") + codecs.BOM_UTF8 + b"\r\n \n")
+    assert [(song.id, song.text) for song in read_manifest(path)] == [(id, "a\u2028\u2028\x85b") for id in "12"]
+
+
+def _named(folder: Path, manifest: str, *references: str) -> Path:
+    path = folder / manifest
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps({"id": name, "codec": name}) + "\n" for name in references))
+    return path
+
+
+def _touch(*paths: Path) -> None:
+    for path in paths:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+
+
+@pytest.mark.parametrize(
+    ("manifest", "files", "folder"),
+    [
+        ("a/jsonl/m.jsonl", ["a/jsonl/codes/1.npy"], "a/jsonl"),
+        ("a/jsonl/m.jsonl", ["codes/1.npy", "codes/2.npy", "a/jsonl/codes/2.npy"], "a/jsonl"),
+        ("a/jsonl/m.jsonl", ["a/codes/1.npy", "a/codes/2.npy"], "a"),
+        ("a/b/c/m.jsonl", ["codes/1.npy", "codes/2.npy"], "."),
+        ("a/b/c/m.jsonl", ["codes/1.npy"], "a/b/c"),  # one of two by chance
+        ("a/b/c/d/m.jsonl", ["codes/1.npy", "codes/2.npy"], "a/b/c/d"),  # too far above
+        ("m.jsonl", ["here/codes/1.npy", "here/codes/2.npy"], "here"),
+        ("m.jsonl", [], "."),
+    ],
+)
+def test_the_folder_that_paths_are_relative_to(tmp_path, monkeypatch, manifest, files, folder):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    path = _named(tmp_path, manifest, "codes/1.npy", "codes/2.npy")
+    _touch(*(tmp_path / file for file in files))
+    assert {song.folder for song in read_manifest(path)} == {tmp_path / folder}
+    assert place_of(path).folder == tmp_path / folder
+
+
+def test_where_files_are_and_where_they_were_looked_for_is_told(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    path = _named(tmp_path, "a/b/m.jsonl", "codes/1.npy", "/absolute/2.npy")
+    place_of(path).tell(path)
+    told = capsys.readouterr().err
+    assert told.count("\n") == 1 and told.startswith(
+        f"{path}: codes/1.npy and other files that it names are in none of "
+    )
+    assert all(str(folder) in told for folder in (tmp_path / "a" / "b", tmp_path / "a", tmp_path, tmp_path.parent))
+    _touch(tmp_path / "a" / "codes" / "1.npy")
+    place_of(path).tell(path)
+    assert f"relative to {tmp_path / 'a'}, where its files are" in capsys.readouterr().err
+    _touch(tmp_path / "a" / "b" / "codes" / "1.npy")
+    place_of(path).tell(path)
+    assert capsys.readouterr().err == ""
+
+
+def test_names_in_the_other_form_of_unicode_are_found(tmp_path):
+    nfc, nfd = (unicodedata.normalize(form, "Été/Noël à Köln.npy") for form in ("NFC", "NFD"))
+    for name, other in ((nfc, nfd), (nfd, nfc)):
+        folder = tmp_path / str(len(name))
+        _touch(folder / name)
+        (song,) = read_manifest(_named(folder, "m.jsonl", other))
+        assert song.codes_path("mix") == (folder / name, None) and song.codes == {"mix": other}
+        assert Song("1", audio={"mix": other}, folder=folder).audio_path("mix") == folder / name
+    missing = Song("1", audio={"mix": "Été.wav"}, folder=tmp_path)
+    assert missing.audio_path("mix") == tmp_path / "Été.wav"
