@@ -113,5 +113,5 @@ def items(value: Any, kind: type, noun: str, where: str) -> Any:
 
 def shown(value: Any) -> str:
     """A value for a message, cut where it is long."""
-    shown = repr(value)
-    return shown if len(shown) <= 40 else shown[:37] + "..."
+    written = repr(value)
+    return written if len(written) <= 40 else written[:37] + "..."

@@ -102,6 +102,17 @@ def test_the_inverse_finds_exactly_what_a_look_at_every_sample_finds(corpus, mak
     assert given["mix"] // int(lengths["mix"].sum()) > 20
 
 
+def test_an_id_is_found_in_either_form_of_unicode(corpus, make_recipe):
+    recipe = make_recipe(PHASES)
+    expected = trace_song("song-0", recipe)
+    path = corpus / "songs.songs.parquet"
+    rows = pq.read_table(path).to_pylist()
+    for id, asked in (("Cafe\u0301 #1", "Caf\u00e9 #1"), ("Caf\u00e9 #1", "Cafe\u0301 #1")):
+        renamed = [row | {"id": id if row["id"] == "song-0" else row["id"]} for row in rows]
+        pq.write_table(pa.Table.from_pylist(renamed, schema=SCHEMA), path)
+        assert trace_song(asked, recipe) == [place for place in expected if place.source == "songs"] != []
+
+
 def test_orders_can_be_asked_from_the_other_side():
     places = seeded_permutation(300, "key", 3).tolist()
     for item in range(300):

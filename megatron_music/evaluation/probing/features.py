@@ -20,6 +20,7 @@ from megatron_music.documents.unconditional import INSTRUCTIONS
 from megatron_music.errors import InputError
 from megatron_music.evaluation.kept import kept_array
 from megatron_music.evaluation.probing.clips import Clip
+from megatron_music.files import as_on_disk
 from megatron_music.generation.models import ModelFolder
 from megatron_music.progress import track
 from megatron_music.songs.codes import load_codes
@@ -97,7 +98,7 @@ class FeatureReader:
         return Features(np.array(numbers), np.stack(found), problems)
 
     def _features(self, clip: Clip, base: Path) -> np.ndarray:
-        path = base / split_reference(clip.path)[0]
+        path = as_on_disk(base, split_reference(clip.path)[0])
         stamp = fingerprint.of_stat(path)
         kept = self.cache / f"{fingerprint.of_value([self._known, str((base / clip.path).resolve()), stamp])}.npy"
         return kept_array(kept, lambda: self._hidden_means(self._codes(clip, base)))
@@ -109,7 +110,7 @@ class FeatureReader:
             codes_T = load_codes(song, "mix", self._codec_range)[0]
             return _middle(codes_T, round(SECONDS * self._frames_per_second()))
         codec = self._loaded_codec()
-        samples = read_audio(base / clip.path, codec.sample_rate)
+        samples = read_audio(as_on_disk(base, clip.path), codec.sample_rate)
         codes_T = codec.encode(_middle(samples, round(SECONDS * codec.sample_rate)))[0]
         if not len(codes_T):
             raise InputError(base / clip.path, "is too short for one code", "leave the clip out")
