@@ -13,6 +13,7 @@ from megatron_music.audio.codec import codebooks_to_keep, family_of
 from megatron_music.audio.xcodec_checkpoint import load_yue_checkpoint
 from megatron_music.errors import InputError
 from megatron_music.files import read_json
+from megatron_music.weight_folder import WeightFolder, snapshot
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
@@ -211,12 +212,14 @@ def _load_transformers_model(name: str, model_class: type, weights: str | Path) 
     local = Path(weights).is_dir()
     own = {}
     if local:
+        weights = snapshot(weights)
         config_path = Path(weights) / "config.json"
         config = read_json(config_path)
         found = config.get("model_type") if isinstance(config, dict) else None
         if found != name:
             raise InputError(config_path, f"model_type is {found!r}", f"name a folder with weights of {name}")
         own = {"config": model_class.config_class.from_dict(config)}  # transformers takes no byte order mark
+        WeightFolder.find(weights).for_transformers()
     elif not _HUB_NAME.fullmatch(str(weights)):
         raise InputError(weights, "no such file or folder", "check the path, or name a model on the hub as owner/name")
     try:

@@ -6,7 +6,6 @@ every frame's spectrum, which an inverse short-time Fourier transform turns into
 tensors. What is below 5.5 kHz is taken from the codec's own reconstruction, as YuE's program takes it.
 """
 
-import pickle
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +16,7 @@ from torch.nn import functional as F
 
 from megatron_music.audio.files import resample
 from megatron_music.errors import InputError
+from megatron_music.weights import load_pickled
 
 if TYPE_CHECKING:
     from megatron_music.audio.codec import Codec
@@ -113,12 +113,7 @@ def load_vocoders(folder: str | Path, device: str = "cpu") -> dict[str, Vocoder]
 
 
 def _load(path: Path) -> Vocoder:
-    if not path.is_file():
-        raise InputError(path, "no such file", _MEND)
-    try:
-        content = torch.load(path, "cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
-        raise InputError(path, f"can't be read as a PyTorch checkpoint ({error})", "fetch the file again") from None
+    content = load_pickled(path, _MEND)
     state = content.get("state_dict", content) if isinstance(content, dict) else {}
     tensors = {name: tensor.float() for name, tensor in state.items() if isinstance(tensor, torch.Tensor)}
     # The window is Hann's, which the file repeats.

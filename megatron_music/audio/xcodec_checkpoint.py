@@ -20,6 +20,7 @@ import torch
 from transformers import DacConfig, HubertConfig, XcodecConfig, XcodecModel
 
 from megatron_music.errors import InputError
+from megatron_music.weights import require_content
 
 _MEND = "name xcodec_mini_infer's final_ckpt/ckpt_00360000.pth"
 _ACOUSTIC_NAME = re.compile(r"(encoder\.block|decoder_2\.model)\.(\d+)(?:\.block\.(\d+)(?:\.block\.(\d+))?)?\.(.+)")
@@ -169,8 +170,7 @@ class _TensorUnpickler(pickle.Unpickler):
 
 def _read_tensors(path: Path) -> dict[str, torch.Tensor]:
     """The codec's tensors in float32, by YuE's names; the optimizers' beside them are left on the disk."""
-    if not path.is_file():
-        raise InputError(path, "no such file", _MEND)
+    require_content(path, _MEND)
     if not zipfile.is_zipfile(path):
         raise InputError(path, "is not a PyTorch checkpoint", _MEND)
     try:

@@ -11,6 +11,7 @@ from megatron_music.errors import InputError
 from megatron_music.files import read_json
 from megatron_music.vocabulary.text import TextTokenizer
 from megatron_music.vocabulary.vocabulary import Vocabulary
+from megatron_music.weight_folder import WeightFolder, snapshot
 
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM
@@ -63,6 +64,7 @@ class ModelFolder:
         path = Path(path)
         if not path.is_dir():
             raise InputError(path, "no such model folder", EXPORT_AGAIN)
+        path = snapshot(path)
         if not (path / "config.json").is_file():
             raise InputError(path, "has no config.json", EXPORT_AGAIN)
         words = Path(vocabulary or path / "vocabulary.yaml")
@@ -71,8 +73,7 @@ class ModelFolder:
             raise InputError(
                 words if vocabulary else path, "no such file" if vocabulary else "has no vocabulary.yaml", mend
             )
-        if not any(path.glob("*.safetensors")):
-            raise InputError(path, "has no weights (*.safetensors)", EXPORT_AGAIN)
+        WeightFolder.find(path).for_transformers()
         known = Vocabulary.load(words)
         config = read_json(path / "config.json")
         if not isinstance(config, dict) or config.get("model_type") != "llama":

@@ -17,6 +17,7 @@ import sentencepiece
 from megatron_music.errors import InputError
 from megatron_music.files import atomic_path
 from megatron_music.vocabulary.vocabulary import Vocabulary
+from megatron_music.weights import require_content
 
 NEWLINE = "\n"
 SPACE_PIECE = "\u2581"
@@ -33,8 +34,7 @@ class TextTokenizer:
 
     def __init__(self, model_path: str | Path, vocabulary: Vocabulary):
         self.model_path, self.vocabulary = Path(model_path), vocabulary
-        if not self.model_path.is_file():
-            raise InputError(model_path, "no such file", "name the SentencePiece model that belongs to the vocabulary")
+        require_content(self.model_path, "name the SentencePiece model that belongs to the vocabulary")
         try:
             self._model = sentencepiece.SentencePieceProcessor(model_file=str(model_path))
         except (RuntimeError, OSError):

@@ -10,6 +10,7 @@ from megatron_music.audio.files import read_audio
 from megatron_music.errors import InputError
 from megatron_music.files import read_json
 from megatron_music.songs.annotators.common import HUB_NAME, missing_weights
+from megatron_music.weight_folder import WeightFolder, snapshot
 
 WINDOW_S, LEAST_S = 10.0, 1.0
 _BATCH = 8
@@ -34,9 +35,11 @@ class AudioNetwork:
         if not local and (Path(weights).exists() or not HUB_NAME.fullmatch(weights)):
             raise missing_weights(weights, example)
         if local:
+            weights = str(snapshot(weights))
             config = read_json(Path(weights) / "config.json")
             if not isinstance(config, dict) or "model_type" not in config:
                 raise InputError(f"{weights}/config.json", "names no model_type", f"name a model such as {example}")
+            WeightFolder.find(weights).for_transformers()
         kind = transformers.AutoModelForAudioClassification if classify else transformers.AutoModel
         try:
             model, report = kind.from_pretrained(weights, local_files_only=local, output_loading_info=True)

@@ -12,6 +12,7 @@ import numpy as np
 
 from megatron_music.errors import InputError
 from megatron_music.songs.alignment import normalised_words
+from megatron_music.weights import require_content
 
 SAMPLE_RATE = 16_000
 WINDOW_S = 30.0
@@ -71,8 +72,8 @@ class NemoRecogniser:
         except ImportError as error:
             mend = "pip install 'megatron-music[nemo]'"
             raise InputError(f"recogniser {weights}", f"needs nemo-toolkit ({error})", mend) from None
-        if weights.endswith(".nemo") and not Path(weights).is_file():
-            raise InputError(weights, "no such file", "name a .nemo file, or a model on the hub")
+        if weights.endswith(".nemo"):
+            require_content(weights, "name a .nemo file, or a model on the hub")
         load = ASRModel.restore_from if weights.endswith(".nemo") else ASRModel.from_pretrained
         try:
             self._model = load(weights, map_location=device).eval()

@@ -16,6 +16,7 @@ from torch.nn.functional import avg_pool2d, pad
 
 from megatron_music.audio.files import resample
 from megatron_music.errors import InputError
+from megatron_music.weights import load_pickled, require_content
 
 SAMPLE_RATE, WINDOW, HOP = 16_000, 1024, 160
 MELS, LOWEST_HZ, HIGHEST_HZ, LEAST_AMPLITUDE = 128, 30.0, 8000.0, 1e-5
@@ -167,17 +168,16 @@ def load_rmvpe(path: str | Path, device: str = "cpu") -> Rmvpe:
 
 
 def _read_tensors(path: Path) -> dict[str, Tensor]:
-    if not path.is_file():
-        raise InputError(path, "no such file", _MEND)
-    try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
+    if path.suffix == ".safetensors":
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
 
+        require_content(path, _MEND)
+        try:
             return load_file(path)
-        content = torch.load(path, "cpu", weights_only=True)
-    except Exception as error:  # damage shows as any of a dozen types, depending on the byte
-        # PyTorch's own text fills a page, and advises to run what stands in the file.
-        raise InputError(path, f"can't be read as weights ({type(error).__name__})", "fetch the file again") from None
+        except (SafetensorError, OSError) as error:
+            raise InputError(path, f"can't be read as weights ({error})", "fetch the file again") from None
+    content = load_pickled(path, _MEND)
     if not isinstance(content, dict) or not all(isinstance(tensor, Tensor) for tensor in content.values()):
         raise InputError(path, "holds other things than tensors by name", _MEND)
     return content

@@ -25,6 +25,7 @@ from megatron_music.songs.annotators.common import (
     needed_weights,
 )
 from megatron_music.songs.song import Rejected, Song, rebase_reference
+from megatron_music.weights import require_content
 
 _STEMS = {"vocals": "vocals.flac", "accompaniment": "accompaniment.flac"}
 _EXAMPLE = "htdemucs_ft"
@@ -142,6 +143,7 @@ def _load_file(path: Path) -> Any:
 
     if path.suffix not in _MODEL_SUFFIXES:
         raise InputError(path, "is no model of Demucs", f"name a {' or '.join(_MODEL_SUFFIXES)} file, or a folder")
+    require_content(path, "fetch the file again")
     try:
         return load_safetensors_model(path) if path.suffix == ".safetensors" else load_model(path)
     except (Exception, SystemExit) as error:

@@ -13,6 +13,7 @@ from megatron_music.errors import InputError
 from megatron_music.files import read_json
 from megatron_music.songs.annotators import common
 from megatron_music.songs.song import Rejected, Song
+from megatron_music.weight_folder import WeightFolder, snapshot
 
 _EXAMPLE = "Qwen/Qwen2-Audio-7B-Instruct"
 QUESTION = (
@@ -174,11 +175,13 @@ def _load(weights: str, device: str) -> tuple:
     if not local and (Path(weights).exists() or not common.HUB_NAME.fullmatch(weights)):
         raise common.missing_weights(weights, _EXAMPLE)
     if local:
+        weights = str(snapshot(weights))
         config = read_json(Path(weights) / "config.json")
         found = config.get("model_type") if isinstance(config, dict) else None
         if found != "qwen2_audio":
             where = f"{weights}/config.json"
             raise InputError(where, f"model_type is {found!r}, not qwen2_audio", "name a folder of Qwen2-Audio")
+        WeightFolder.find(weights).for_transformers()
     try:
         model, report = Qwen2AudioForConditionalGeneration.from_pretrained(
             weights,
