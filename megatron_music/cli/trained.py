@@ -18,6 +18,10 @@ Vocoder = Annotated[Path | None, typer.Option(help="Folder of YuE's 44.1 kHz voc
 Device = Annotated[str | None, typer.Option(help="cpu or cuda.", show_default="a GPU where there is one")]
 
 
+def _say(line: str) -> None:
+    typer.echo(line, err=True)
+
+
 @app.command(epilog="Example: megatron-music export runs/x/checkpoints/step_000100 runs/x/hf --dtype float32")
 def export(
     checkpoint: Annotated[Path, typer.Argument(help="Checkpoint folder, or a run for its latest one.")],
@@ -25,7 +29,13 @@ def export(
     form: Annotated[
         str, typer.Option("--format", help="huggingface; or megatron: the weights alone, for `train --from`.")
     ] = "huggingface",
-    dtype: Annotated[str, typer.Option(help="bfloat16, or float32 for the optimizer's master weights.")] = "bfloat16",
+    dtype: Annotated[
+        str | None,
+        typer.Option(
+            help="bfloat16, or float32 for the optimizer's master weights.",
+            show_default="bfloat16; of an import as it came",
+        ),
+    ] = None,
     corpus: Annotated[Path | None, typer.Option(help="Corpus folder.", show_default="the recipe's")] = None,
     adapters: Annotated[
         str, typer.Option(help="Adapters: merged into the network below them, or a peft folder of their own.")
@@ -33,13 +43,20 @@ def export(
     base: Annotated[
         Path | None, typer.Option(help="Where the network below adapters lies now.", show_default="where it was")
     ] = None,
+    rows: Annotated[
+        int | None,
+        typer.Option(
+            help="Rows of embedding and head, from the vocabulary's size to its padded_size.",
+            show_default="as they came; padded where they began here",
+        ),
+    ] = None,
     verify: Verify = False,
 ) -> None:
     """Write a checkpoint as a Hugging Face Llama folder, its adapters as one for peft, or its weights alone."""
     from megatron_music.conversion.export import export_checkpoint
 
-    options = {"dtype": dtype, "corpus": corpus, "adapters": adapters, "base": base, "form": form}
-    verified = export_checkpoint(checkpoint, out, **options, verify=verify)
+    options = {"dtype": dtype, "corpus": corpus, "adapters": adapters, "base": base, "form": form, "rows": rows}
+    verified = export_checkpoint(checkpoint, out, **options, verify=verify, say=_say)
     if verified:
         typer.echo(verified)
 
@@ -60,7 +77,7 @@ def import_(
     """Write a network from elsewhere as a checkpoint that training goes on from, on any layout."""
     from megatron_music.conversion.imports import import_network
 
-    verified = import_network(folder, out, recipe, vocabulary, tokenizer, verify)
+    verified = import_network(folder, out, recipe, vocabulary, tokenizer, verify, _say)
     if verified:
         typer.echo(verified)
 
@@ -136,7 +153,7 @@ def generate(
         guidance_rest=guidance_after,
     )
     form = {"songs": songs, "loudness_lufs": loudness, "file_format": file_format, "known_tags": known_tags}
-    generate_songs(out, models, asked, settings, **form, say=lambda line: typer.echo(line, err=True))
+    generate_songs(out, models, asked, settings, **form, say=_say)
 
 
 @app.command(epilog="Example: megatron-music demo --stage1 hf1 --stage2 hf2 --known-tags top_200_tags.json")

@@ -26,17 +26,18 @@ def model_card(
     checkpoint: Path,
     documents: dict[str, Any],
     dtype: str,
-    vocabulary_size: int,
+    rows: int,
+    rows_in_words: str,
     is_whole: bool = True,
 ) -> str:
     """Markdown with the metadata that the Hugging Face hub reads.
 
-    ``documents`` is as ``Trained.documents`` gives it. Losses are the last that ``metrics.jsonl`` has up to the
-    checkpoint's step; a run without that file has a card without them. Without ``is_whole`` the folder holds adapters
-    and not the network below them.
+    ``documents`` is as ``Trained.documents`` gives it, ``rows`` those of embedding and head. Losses are the last that
+    ``metrics.jsonl`` has up to the checkpoint's step; a run without that file has a card without them. Without
+    ``is_whole`` the folder holds adapters and not the network below them.
     """
     network, lora = recipe.network, recipe.lora
-    parameters = parameter_count(network, vocabulary_size)
+    parameters = parameter_count(network, rows)
     residual = {source["task"] for source in documents["sources"].values()} == {"residual"}
     lines = [
         "---",
@@ -55,7 +56,7 @@ def model_card(
         f"| tokens seen | {_tokens_seen(state, read_origin(checkpoint))} |",
         f"| layers, hidden, heads, key-value heads, ffn | {network.layers}, {network.hidden_size}, "
         f"{network.attention_heads}, {network.key_value_heads}, {network.ffn_hidden_size} |",
-        f"| vocabulary | {vocabulary_size:,} ids with padding, `vocabulary.yaml` |",
+        f"| vocabulary | {rows_in_words}; `vocabulary.yaml` |",
         f"| longest context read, positions declared | {documents['context_tokens']:,}, {network.position_limit:,} |",
         f"| codec | {documents['codec']} |",
         f"| seed | {recipe.seed} |",

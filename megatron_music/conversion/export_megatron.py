@@ -3,6 +3,7 @@
 `train --from` starts from it, with a fresh optimizer, and other Megatron tools read it.
 """
 
+from dataclasses import replace
 from pathlib import Path
 
 from megatron_music.conversion.export import Trained, refuse_foreign_folder
@@ -10,7 +11,7 @@ from megatron_music.conversion.import_megatron import network_rows
 from megatron_music.conversion.imported import Words, write_imported
 from megatron_music.errors import InputError
 from megatron_music.training.base import holds_adapters
-from megatron_music.training.run_folder import STATE
+from megatron_music.training.run_folder import STATE, Imported
 
 
 def export_megatron(checkpoint: Path, out: Path, corpus: Path | None = None) -> None:
@@ -30,4 +31,6 @@ def export_megatron(checkpoint: Path, out: Path, corpus: Path | None = None) -> 
         raise InputError(trained.checkpoint, "holds adapters and no whole network", mend)
     words = Words.open(trained.corpus, None, None)
     rows = list(network_rows(CheckpointReader(trained.checkpoint), trained.network, trained.vocabulary))
-    write_imported(out, trained.network, words, trained.checkpoint, rows, trained.corpus, trained.documents())
+    imported = trained.imported or Imported(trained.network, str(trained.checkpoint.resolve()))
+    imported = replace(imported, imported_from=str(trained.checkpoint.resolve()), rows=trained.rows)
+    write_imported(out, imported, words, trained.checkpoint, rows, trained.corpus, trained.documents())

@@ -4,17 +4,17 @@ The published YuE models come in this way. Weights are read and written one at a
 """
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from megatron_music.conversion.export import refuse_foreign_folder
 from megatron_music.conversion.imported import Words, with_padding, write_imported
+from megatron_music.conversion.read_config import CONFIG, network_of, read_config, ties_embeddings
 from megatron_music.errors import InputError
-from megatron_music.files import read_json
-from megatron_music.recipe.recipe import Network, parse_strict
-from megatron_music.training.run_folder import STATE
+from megatron_music.recipe.recipe import Network
+from megatron_music.training.run_folder import STATE, Imported
 from megatron_music.vocabulary.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
@@ -26,94 +26,135 @@ if TYPE_CHECKING:
 
 
 def import_llama(
-    folder: str | Path, out: str | Path, vocabulary: str | Path | None = None, tokenizer: str | Path | None = None
+    folder: str | Path,
+    out: str | Path,
+    vocabulary: str | Path | None = None,
+    tokenizer: str | Path | None = None,
+    say: Callable[[str], None] = print,
 ) -> Network:
     """Writes the Llama network in ``folder`` as a checkpoint; ``out`` appears whole. Returns the network.
 
     Args:
+        folder: with safetensors or PyTorch's own files, of which nothing is run; or a model's in the hub's cache.
         vocabulary, tokenizer: the vocabulary file and the SentencePiece model, for folders that lack
             ``vocabulary.yaml`` and ``tokenizer.model``. A network with fewer rows than the vocabulary's
-            ``padded_size`` gets rows of zeros for the ids behind them.
+            ``padded_size`` gets rows of zeros for the ids behind them, which an export leaves away again.
+        say: is given what was left, or read in another way than it may seem, a line each.
 
     Raises:
-        InputError: the folder is no Llama network of this kind, its files are damaged, or the vocabulary does not fit.
+        InputError: the folder is no Llama network of this kind, its files are damaged or contradict each other, or the
+            vocabulary does not fit.
     """
     from megatron_music.conversion.weight_files import WeightFiles
 
-    folder = Path(folder)
     refuse_foreign_folder(out, STATE)
-    network = network_of(read_json(folder / "config.json"), folder / "config.json")
-    words = Words.open(folder, vocabulary, tokenizer)
-    with WeightFiles(folder) as tensors:
-        write_imported(out, network, words, folder, list(_rows(network, words.vocabulary, tensors)))
+    # The weights first: what a folder in another form lacks besides tells nothing.
+    with WeightFiles(Path(folder)) as tensors:
+        source = tensors.folder
+        config = read_config(source)
+        network = network_of(config, source / CONFIG)
+        words = Words.open(source, vocabulary, tokenizer)
+        _settle_head(config, tensors)
+        rows = _rows_of_ids(config, words.vocabulary, tensors)
+        content = list(_content(network, words.vocabulary, rows, tensors))
+        others = _others(network, rows, tensors)
+        for note in _notes(config, rows, others, content, tensors):
+            say(note)
+        # Code that a folder brings along for its network does not come with it.
+        config = {field: value for field, value in config.items() if field != "auto_map"}
+        imported = Imported(network, str(source.resolve()), rows, config, tensors.is_tied)
+        write_imported(out, imported, words, source, content)
     return network
 
 
-def network_of(config: dict[str, Any], where: Path) -> Network:
-    """The network that a Llama ``config.json`` describes, of transformers 4 or 5.
+def _settle_head(config: dict[str, Any], tensors: "WeightFiles") -> None:
+    """Takes the embedding as head where ``config.json`` says so; raises InputError where the weights say otherwise."""
+    import torch
 
-    Raises InputError for what this project's network does not have: biases, other activations, scaled RoPE, heads of
-    another size.
-    """
-    if not isinstance(config, dict) or config.get("model_type") != "llama":
-        found = config.get("model_type") if isinstance(config, dict) else config
-        raise InputError(where, f"model_type is {found!r}", "name the folder of a Llama network")
-    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    heads = config.get("num_attention_heads")
-    try:
-        fields = {
-            "hidden_size": config["hidden_size"],
-            "layers": config["num_hidden_layers"],
-            "attention_heads": heads,
-            "key_value_heads": config.get("num_key_value_heads") or heads,
-            "ffn_hidden_size": config["intermediate_size"],
-            "position_limit": config["max_position_embeddings"],
-            "rope_base": rope.get("rope_theta", config.get("rope_theta", 10000.0)),
-            "norm_epsilon": config["rms_norm_eps"],
-            "init_std": config.get("initializer_range", 0.02),
-        }
-    except KeyError as error:
-        raise InputError(where, f"has no {error.args[0]}", "name the folder of a Llama network") from None
-    network = parse_strict(Network, fields, where)
-    strange = {
-        "attention_bias": config.get("attention_bias", False),
-        "mlp_bias": config.get("mlp_bias", False),
-        "hidden_act": config.get("hidden_act", "silu") != "silu",
-        "rope_type": rope.get("rope_type", rope.get("type", "default")) != "default",
-        "head_dim": (config.get("head_dim") or network.head_size) != network.head_size,
-    }
-    for field, is_strange in strange.items():
-        if is_strange:
-            what = f"{field} is {config.get(field, rope.get(field))!r}, which this network does not have"
-            raise InputError(where, what, "import a Llama network without it")
-    return network
+    from megatron_music.conversion.llama import EMBEDDING, HEAD
+
+    where, is_tied = tensors.folder / CONFIG, ties_embeddings(config)
+    if HEAD not in tensors:
+        if not is_tied:
+            what = f"tie_word_embeddings is {config.get('tie_word_embeddings')}, and the weights have no {HEAD}"
+            raise InputError(where, what, "copy the folder again; or write true, if the embedding is the head")
+        tensors.tie()
+    elif is_tied and not (
+        tensors.describe(HEAD) == tensors.describe(EMBEDDING)
+        and torch.equal(tensors.read(HEAD), tensors.read(EMBEDDING))
+    ):
+        what = f"tie_word_embeddings is true, and {HEAD} is another matrix than the embedding"
+        raise InputError(where, what, "write false to have it as it is, or take it out of the weights")
 
 
-def _rows(network: Network, vocabulary: Vocabulary, tensors: "WeightFiles") -> Iterator["Row"]:
+def _rows_of_ids(config: dict[str, Any], vocabulary: Vocabulary, tensors: "WeightFiles") -> int:
+    """Rows of embedding and head; raises InputError where they differ, and where the vocabulary has other ids."""
+    from megatron_music.conversion.llama import EMBEDDING, HEAD
+
+    (rows, *_), (in_head, *_) = ((*tensors.describe(name)[0], 0) for name in (EMBEDDING, HEAD))
+    if in_head != rows:
+        raise InputError(tensors.folder, f"{EMBEDDING} has {rows} rows, {HEAD} has {in_head}", "copy the folder again")
+    if not vocabulary.size <= rows <= vocabulary.padded_size:
+        what = (f"{EMBEDDING} has {rows} rows, where vocabulary {vocabulary.name} has {vocabulary.size} ids and room "
+                f"for {vocabulary.padded_size}")  # fmt: skip
+        raise InputError(tensors.folder, what, "name the vocabulary file of this network; room is its padded_size")
+    return rows
+
+
+def _content(network: Network, vocabulary: Vocabulary, rows: int, tensors: "WeightFiles") -> Iterator["Row"]:
     """What the checkpoint consists of, checked against the folder before anything is read."""
     from megatron_music.conversion.checkpoint import Row
-    from megatron_music.conversion.llama import llama_weights
+    from megatron_music.conversion.llama import EMBEDDING, HEAD, llama_weights
 
-    weights, scratch = list(llama_weights(network, vocabulary.padded_size)), _Scratch()
+    weights, scratch, types = llama_weights(network, rows), _Scratch(), {}
     for (source, layer), members in groupby(weights, key=lambda weight: (weight.source, weight.layer)):
         parts = list(members)
-        types = {_checked(part, tensors, vocabulary) for part in parts}
-        if len(types) > 1:
-            raise InputError(tensors.folder, f"{parts[0].name} and its kin are of several types", "convert them")
-        shape = (sum(part.shape[0] for part in parts), *parts[0].shape[1:])
-        [dtype] = types
-        load = _Joined(parts, shape, dtype, tensors, scratch)
-        yield Row(source, layer, network.layers, shape, dtype, load)
+        for part in parts:
+            shape, dtype = tensors.describe(part.name)
+            if shape != part.shape:
+                what = f"{part.name} has shape {shape}, where config.json needs {part.shape}"
+                raise InputError(tensors.folder, what, "copy the folder again, config.json and weights of one network")
+            # The checkpoint keeps them in one matrix, and that of all layers in one tensor.
+            if types.setdefault(source, dtype) != dtype:
+                what = f"{part.name} is of type {dtype}, its kin of {types[source]}"
+                raise InputError(tensors.folder, what, "convert them to one type")
+        of_ids = parts[0].name in (EMBEDDING, HEAD)
+        length = vocabulary.padded_size if of_ids else sum(part.shape[0] for part in parts)
+        shape = (length, *parts[0].shape[1:])
+        load = _Joined(parts, shape, types[source], tensors, scratch)
+        yield Row(source, layer, network.layers, shape, types[source], load)
 
 
-def _checked(weight: "Weight", tensors: "WeightFiles", vocabulary: Vocabulary) -> "torch.dtype":
-    shape, dtype = tensors.describe(weight.name)
-    whole = shape == weight.shape
-    padded = weight.layer is None and shape[1:] == weight.shape[1:] and vocabulary.size <= shape[0] < weight.shape[0]
-    if not whole and not padded:
-        what = f"{weight.name} has shape {shape}, where config.json and the vocabulary need {weight.shape}"
-        raise InputError(tensors.folder, what, "name the vocabulary file of this network")
-    return dtype
+def _others(network: Network, rows: int, tensors: "WeightFiles") -> list[str]:
+    """Weights that are no part of the network; raises InputError where they stand among its own."""
+    from megatron_music.conversion.llama import llama_weights
+
+    known = {weight.name for weight in llama_weights(network, rows)}
+    # What older folders keep of RoPE follows from its base.
+    others = sorted(name for name in tensors if name not in known and ".rotary_emb." not in name)
+    within = [name for name in others if name.startswith(("model.", "lm_head."))]
+    if within:
+        what = f"has {len(within)} weights that config.json's network has not, {within[0]} first"
+        raise InputError(tensors.folder, what, "copy the folder again, config.json and weights of one network")
+    return others
+
+
+def _notes(
+    config: dict[str, Any], rows: int, others: list[str], content: list["Row"], tensors: "WeightFiles"
+) -> Iterator[str]:
+    """What a reader of the folder may not expect of the import."""
+    folder = tensors.folder
+    yield from tensors.notes
+    if others:
+        yield f"{folder}: {len(others)} weights are no part of the network and are left, {others[0]} first"
+    if config.get("vocab_size", rows) != rows:
+        yield f"{folder}: config.json says vocab_size {config['vocab_size']}, taken are the weights' {rows} rows"
+    found = sorted({str(row.dtype).removeprefix("torch.") for row in content})
+    declared = str(config.get("dtype") or config.get("torch_dtype") or found[0]).removeprefix("torch.")
+    if [declared] != found:
+        yield f"{folder}: config.json says {declared}, the weights are {', '.join(found)} and stay so"
+    if "float16" in found:
+        yield f"{folder}: weights are float16; training takes them as bfloat16 or float32, as its recipe says"
 
 
 class _Joined:

@@ -4,7 +4,7 @@ Such a checkpoint holds the same tensors under the same names; what it lacks is 
 project can trust (Megatron-LM pickles its arguments). The recipe says it, and every shape is held against it.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,7 +14,7 @@ from megatron_music.conversion.imported import Words, with_padding, write_import
 from megatron_music.errors import InputError
 from megatron_music.files import read_text
 from megatron_music.recipe.recipe import Network, Recipe
-from megatron_music.training.run_folder import STATE
+from megatron_music.training.run_folder import STATE, Imported
 from megatron_music.vocabulary.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
@@ -37,6 +37,7 @@ def import_megatron(
     recipe: str | Path,
     vocabulary: str | Path | None = None,
     tokenizer: str | Path | None = None,
+    say: Callable[[str], None] = print,
 ) -> Network:
     """Writes the weights of a distributed checkpoint as an imported checkpoint; ``out`` appears whole.
 
@@ -45,6 +46,7 @@ def import_megatron(
         recipe: whose network the weights are of.
         vocabulary, tokenizer: the vocabulary file (the recipe's where none is named) and the SentencePiece model.
             Padding of another length than the vocabulary's is cut, or filled with zeros.
+        say: is told where it is cut.
 
     Raises:
         InputError: the folder is no whole checkpoint, or network and vocabulary do not fit it.
@@ -55,8 +57,13 @@ def import_megatron(
     folder = _latest(Path(folder))
     content = Recipe.load(recipe)
     words = Words.open(folder, vocabulary or content.vocabulary, tokenizer)
-    rows = list(network_rows(CheckpointReader(folder), content.network, words.vocabulary))
-    write_imported(out, content.network, words, folder, rows)
+    reader, most = CheckpointReader(folder), words.vocabulary.padded_size
+    rows = list(network_rows(reader, content.network, words.vocabulary))
+    of_ids = reader.shape("embedding.word_embeddings.weight")[0]
+    if of_ids > most:
+        say(f"{folder}: of {of_ids:,} rows of embedding and head the last {of_ids - most:,}, of padding, are left")
+    imported = Imported(content.network, str(folder.resolve()), min(of_ids, most))
+    write_imported(out, imported, words, folder, rows)
     return content.network
 
 

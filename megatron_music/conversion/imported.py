@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from megatron_music.engine.integrity import names_of_files, synced_marks, write_list
 from megatron_music.files import atomic_path, write_json
-from megatron_music.recipe.recipe import Network
-from megatron_music.training.run_folder import NETWORK, CheckpointState, write_state
+from megatron_music.training.run_folder import CheckpointState, Imported, write_state
 from megatron_music.vocabulary.text import TextTokenizer
 from megatron_music.vocabulary.vocabulary import Vocabulary
 
@@ -21,7 +20,11 @@ if TYPE_CHECKING:
 
     from megatron_music.conversion.checkpoint import Row
 
-CARRIED = ("documents.json", "generation_config.json")
+AS_IT_CAME = (
+    "generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
+    "added_tokens.json",
+)  # fmt: skip
+"""Files that go out again with a network that was not trained further."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +47,7 @@ class Words:
 
 def write_imported(
     out: str | Path,
-    network: Network,
+    imported: Imported,
     words: Words,
     source: Path,
     rows: list["Row"],
@@ -54,6 +57,7 @@ def write_imported(
     """Writes the checkpoint of a network that came from the folder ``source``; ``out`` appears whole.
 
     Args:
+        imported: what is recorded of it.
         codec_in: the folder whose ``codec`` goes with it, if it is another.
         documents: what the network has read, where ``source`` has no file that tells.
     """
@@ -64,7 +68,7 @@ def write_imported(
         marks = write_checkpoint(checkpoint, rows)
         shutil.copyfile(words.vocabulary_path, checkpoint / "vocabulary.yaml")
         shutil.copyfile(words.tokenizer_path, checkpoint / "tokenizer.model")
-        for name in CARRIED:
+        for name in ("documents.json", *AS_IT_CAME):
             if (source / name).is_file():
                 shutil.copyfile(source / name, checkpoint / name)
         if documents is not None:
@@ -72,7 +76,7 @@ def write_imported(
         codec = (codec_in or source) / "codec"
         if codec.is_dir():
             shutil.copytree(codec, checkpoint / "codec")
-        write_json(checkpoint / NETWORK, {"network": network.model_dump(), "imported_from": str(source.resolve())})
+        imported.write(checkpoint)
         write_state(checkpoint, CheckpointState(0, 0, "import", True))
         write_list(checkpoint, marks | synced_marks(checkpoint, names_of_files(checkpoint) - marks.keys()))
 

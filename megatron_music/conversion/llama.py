@@ -7,6 +7,9 @@ import torch
 
 from megatron_music.recipe.recipe import Network
 
+EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+"""The two matrices with a row for every id."""
+
 
 @dataclass(frozen=True)
 class Weight:
@@ -33,8 +36,8 @@ class Weight:
         return torch.Size(self.shape).numel()
 
 
-def llama_weights(network: Network, vocabulary_size: int) -> Iterator[Weight]:
-    """All weights of the network, in the order in which they are used.
+def llama_weights(network: Network, rows: int) -> Iterator[Weight]:
+    """All weights of the network, in the order in which they are used; of embedding and head the first ``rows`` rows.
 
     megatron-core keeps queries, keys and values of a layer in one matrix, grouped by key-value head: the queries of the
     group, its key, its value; and gate and up projection in one, gate first. Both use the half-split rotary layout.
@@ -48,9 +51,10 @@ def llama_weights(network: Network, vocabulary_size: int) -> Iterator[Weight]:
     def of_group(first: int, count: int) -> Callable[[torch.Tensor], torch.Tensor]:
         return lambda qkv: qkv.view(groups, per_group + 2, head, -1)[:, first : first + count]
 
-    yield Weight(
-        "model.embed_tokens.weight", (vocabulary_size, hidden), "embedding.word_embeddings.weight", None, whole
-    )
+    def of_ids(matrix: torch.Tensor) -> torch.Tensor:
+        return matrix[:rows]
+
+    yield Weight(EMBEDDING, (rows, hidden), "embedding.word_embeddings.weight", None, of_ids)
     for layer in range(network.layers):
         here, there = f"model.layers.{layer}.", "decoder.layers."
         norms = {
@@ -71,15 +75,15 @@ def llama_weights(network: Network, vocabulary_size: int) -> Iterator[Weight]:
         yield Weight(f"{here}mlp.up_proj.weight", (ffn, hidden), source, layer, lambda both: both[ffn:])
         yield Weight(f"{here}mlp.down_proj.weight", (hidden, ffn), f"{there}mlp.linear_fc2.weight", layer, whole)
     yield Weight("model.norm.weight", (hidden,), "decoder.final_layernorm.weight", None, whole)
-    yield Weight("lm_head.weight", (vocabulary_size, hidden), "output_layer.weight", None, whole)
+    yield Weight(HEAD, (rows, hidden), "output_layer.weight", None, of_ids)
 
 
-def llama_config(network: Network, vocabulary_size: int, dtype: str, end_id: int) -> dict:
+def llama_config(network: Network, rows: int, dtype: str, end_id: int) -> dict:
     """The content of `config.json`, for transformers 5 and, with the older names beside the new, 4.45 and vLLM."""
     return {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
-        "vocab_size": vocabulary_size,
+        "vocab_size": rows,
         "hidden_size": network.hidden_size,
         "intermediate_size": network.ffn_hidden_size,
         "num_hidden_layers": network.layers,

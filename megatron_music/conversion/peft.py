@@ -93,12 +93,13 @@ class MergedReader:
         return rounded.float().addmm_(up.float(), down.float(), alpha=self._adapters.lora.scale)
 
 
-def write_peft(folder: Path, adapters: Adapters, network: Network, vocabulary_size: int, base_name: str | None) -> None:
+def write_peft(folder: Path, adapters: Adapters, network: Network, rows: int, base_name: str | None) -> None:
     """Writes ``adapter_config.json`` and ``adapter_model.safetensors`` into an existing folder.
 
-    ``base_name`` is where `peft` may find the network below; with None it is handed to it.
+    ``rows`` are those of embedding and head in the network below; ``base_name`` is where `peft` may find that, with
+    None it is handed to it.
     """
-    weights = list(llama_weights(network, vocabulary_size))
+    weights = list(llama_weights(network, rows))
     tensors, modules = {}, set()
     for weight in track(weights, "export: adapters"):
         module = weight.name.removesuffix(".weight")
@@ -122,7 +123,7 @@ def _parts(weight: Weight, adapters: Adapters) -> Iterator[tuple[str, torch.Tens
     elif weight.source in EMBEDDINGS.values():
         whole = adapters.whole(weight.source)
         if whole is not None:
-            yield "weight", whole
+            yield "weight", weight.view(whole)
 
 
 def _config(lora: Lora, modules: list[str], whole: list[str], base_name: str | None) -> dict[str, Any]:

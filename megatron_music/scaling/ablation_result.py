@@ -51,7 +51,7 @@ def measure_side(recipe: Recipe, side: "Side", positions: int, seed: int) -> dic
 
     model = recipe.run / "hf"
     # Anew, whatever lies there: it may be of an earlier checkpoint.
-    export_checkpoint(recipe.run, model, dtype="float32")
+    export_checkpoint(recipe.run, model, dtype="float32", say=lambda _: None)
     folder = ModelFolder.open(model)
     network, start = folder.network(), folder.vocabulary.special("<EOD>")
     context = recipe.phases[-1].context_tokens

@@ -41,7 +41,7 @@ def newest_exported(run: Path, recipe: Recipe, corpus: Path | None = None) -> It
                 raise InputError(run, "has no complete checkpoint yet", "wait for its first (checkpoints.every_steps)")
             try:
                 state = read_state(checkpoint)
-                export_checkpoint(checkpoint, Path(folder) / "hf", dtype=dtype, corpus=corpus)
+                export_checkpoint(checkpoint, Path(folder) / "hf", dtype=dtype, corpus=corpus, say=lambda _: None)
                 break
             except (InputError, OSError):
                 if checkpoint.is_dir():

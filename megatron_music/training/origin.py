@@ -6,7 +6,8 @@ from pathlib import Path
 from megatron_music.errors import InputError
 from megatron_music.files import read_json, write_json
 from megatron_music.recipe.recipe import Recipe
-from megatron_music.training.run_folder import NETWORK, RunFolder, has_optimizer, read_state
+from megatron_music.training.run_folder import RunFolder, has_optimizer, read_imported, read_state
+from megatron_music.weight_folder import known_as
 
 ORIGIN = "origin.json"
 """In the folder of a run that branched off, and in each of its checkpoints."""
@@ -22,6 +23,8 @@ class Origin:
         tokens_in_all: what the network had read by then, in that run and in those that it came from; 0 where unknown.
         context_tokens: the longest context that it had read.
         keeps_optimizer: whether the branch goes on with its optimizer state, or starts with none.
+        rows: that embedding and head had in the folder that the network was first imported from; None where it began
+            here, or where the import was before this was recorded.
     """
 
     checkpoint: str
@@ -32,13 +35,15 @@ class Origin:
     tokens_in_all: int
     context_tokens: int
     keeps_optimizer: bool
+    rows: int | None = None
 
     @classmethod
     def of(cls, checkpoint: Path, fresh_optimizer: bool = False) -> "Origin":
         """What is to be recorded of a checkpoint; raises InputError where it is none."""
         state, before = read_state(checkpoint), read_origin(checkpoint)
-        if (checkpoint / NETWORK).is_file():
-            name, context_tokens = Path(read_json(checkpoint / NETWORK)["imported_from"]).name, 0
+        imported = read_imported(checkpoint)
+        if imported is not None:
+            name, context_tokens = known_as(imported.imported_from), 0
         else:
             recipe = Recipe.load(checkpoint / "recipe.yaml")
             read = [phase.name for phase in recipe.phases].index(state.phase) + 1
@@ -52,6 +57,7 @@ class Origin:
             tokens_in_all=state.tokens + (before.tokens_in_all if before else 0),
             context_tokens=max(context_tokens, before.context_tokens if before else 0),
             keeps_optimizer=has_optimizer(checkpoint) and not fresh_optimizer,
+            rows=rows_that_came(checkpoint),
         )
 
     def write(self, folder: Path) -> None:
@@ -68,6 +74,16 @@ def read_origin(folder: Path) -> Origin | None:
         return Origin(**read_json(path))
     except TypeError:
         raise InputError(path, "does not tell of an origin", "restore it, or start another run") from None
+
+
+def rows_that_came(checkpoint: Path) -> int | None:
+    """Rows of embedding and head in the folder that a network was imported from, whatever it has learned since.
+
+    None where it began here, or where the import was before this was recorded.
+    """
+    imported = read_imported(checkpoint)
+    recorded = imported if imported is not None else read_origin(checkpoint)
+    return recorded.rows if recorded is not None else None
 
 
 def origin_of_run(recipe: Recipe, branch_from: Path | None, fresh_optimizer: bool) -> Origin | None:

@@ -196,11 +196,42 @@ def read_state(checkpoint: Path) -> CheckpointState:
         raise InputError(path, "does not hold a checkpoint's state", "choose another checkpoint") from None
 
 
+@dataclass(frozen=True)
+class Imported:
+    """What an imported checkpoint records beside its weights; ``network.json`` in its folder.
+
+    Attributes:
+        imported_from: the folder that it came from.
+        rows: that embedding and head had there; None where it is not on record, as of imports before it was.
+        config: the fields of its ``config.json``; None where it had none.
+        is_tied: whether it had no head, the embedding serving as one.
+    """
+
+    network: Network
+    imported_from: str
+    rows: int | None = None
+    config: dict[str, Any] | None = None
+    is_tied: bool = False
+
+    def write(self, checkpoint: Path) -> None:
+        """Writes ``network.json`` into a checkpoint folder."""
+        fields = vars(self) | {"network": self.network.model_dump()}
+        write_json(checkpoint / NETWORK, {name: value for name, value in fields.items() if value is not None})
+
+
+def read_imported(checkpoint: Path) -> Imported | None:
+    """What is recorded of an imported checkpoint; None of one that was trained."""
+    path = checkpoint / NETWORK
+    if not path.is_file():
+        return None
+    content = read_json(path)
+    return Imported(**content | {"network": Network(**content["network"])})
+
+
 def read_network(checkpoint: Path) -> Network:
     """The network that a checkpoint's weights belong to, whether it was trained or imported."""
-    if (checkpoint / NETWORK).is_file():
-        return Network(**read_json(checkpoint / NETWORK)["network"])
-    return Recipe.load(checkpoint / "recipe.yaml").network
+    imported = read_imported(checkpoint)
+    return imported.network if imported is not None else Recipe.load(checkpoint / "recipe.yaml").network
 
 
 def read_vocabulary(checkpoint: Path) -> Vocabulary | None:

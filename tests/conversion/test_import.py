@@ -177,4 +177,5 @@ def test_training_goes_on_from_an_imported_network(exported, trained_run, tmp_pa
         logits = network(ids[:, :-1]).logits
     expected = torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten()).item()
     assert lines[0]["loss"] == pytest.approx(expected, abs=1e-4)
-    assert json.loads((recipe.run / "origin.json").read_text())["checkpoint"] == str(tmp_path / "in")
+    origin = json.loads((recipe.run / "origin.json").read_text())
+    assert origin["checkpoint"] == str(tmp_path / "in") and origin["rows"] == 384
