@@ -8,15 +8,16 @@ import numpy as np
 import torch
 
 from megatron_music.conversion.checkpoint import CheckpointReader
-from megatron_music.conversion.llama import llama_weights
+from megatron_music.conversion.llama import EMBEDDING, Weight, llama_weights
+from megatron_music.conversion.read_config import CONFIG, read_config
 from megatron_music.conversion.weight_files import WeightFiles
 from megatron_music.engine.processes import launch
 from megatron_music.errors import InputError
-from megatron_music.files import read_json
+from megatron_music.files import write_json
 from megatron_music.progress import track
 from megatron_music.recipe.layout import Layout
 from megatron_music.recipe.recipe import Network, Optimizer, Recipe
-from megatron_music.training.run_folder import read_network
+from megatron_music.training.run_folder import read_network, read_vocabulary
 
 PROBE_SHAPE = 2, 64
 """Sequences and tokens of the ids that both networks read."""
@@ -42,38 +43,47 @@ class Verified:
 def verify(checkpoint: str | Path, folder: str | Path) -> Verified:
     """Compares every weight of a checkpoint with the folder's, then the logits of both on a probe, in FP32.
 
-    Where a checkpoint holds rows of padding that the folder lacks, they have to be zero. megatron-core runs in a
-    process of its own; both networks are held in FP32, one after the other.
+    A weight has to be, bit for bit, what the checkpoint's becomes in the folder's type. Both networks then compute with
+    the weights of the narrower of both types, so that what rounding changes is in both. Rows that the folder lacks have
+    to be padding. megatron-core runs in a process of its own; both networks are held in FP32, one after the other.
 
     Raises:
         InputError: the first tensor, or the logits, that differ.
     """
     checkpoint, folder = Path(checkpoint), Path(folder)
-    network = read_network(checkpoint)
-    with WeightFiles(folder) as files:
-        reader = CheckpointReader(checkpoint)
-        size = reader.shape("embedding.word_embeddings.weight")[0]
-        weights = list(llama_weights(network, size))
-        for weight in track(weights, "verify: tensors"):
-            theirs = files.read(weight.name)
-            name = {torch.float32: "float32"}.get(theirs.dtype, "")
-            row = reader.read(reader.best_source(weight.source, name), weight.layer)
-            ours = weight.view(row).reshape(weight.shape).to(theirs.dtype)
-            if not torch.equal(_bits(ours[: len(theirs)]), _bits(theirs)) or ours[len(theirs) :].any():
-                raise InputError(folder, f"{weight.name} is not what {checkpoint} holds", "convert again")
-        read_ids = files.describe("model.embed_tokens.weight")[0][0]
-    ids = np.random.default_rng(0).integers(0, read_ids, PROBE_SHAPE)
-    with tempfile.TemporaryDirectory() as scratch:
-        out = Path(scratch) / "logits.npy"
-        launch(_megatron_logits, 1, checkpoint, network, size, ids, out)
-        ours = np.load(out)[..., :read_ids]
-    # A folder of FP32 master weights is rounded to what the checkpoint's network computes with.
-    theirs = _transformers_logits(folder, ids, reader.read("decoder.final_layernorm.weight").dtype)
+    network, reader = read_network(checkpoint), CheckpointReader(checkpoint)
+    with WeightFiles(folder) as files, tempfile.TemporaryDirectory() as scratch:
+        files.tie()
+        rows = files.describe(EMBEDDING)[0][0]
+        vocabulary = read_vocabulary(checkpoint)
+        if vocabulary is not None and rows < vocabulary.size:
+            what = f"has {rows} rows of embedding and head, where the vocabulary has {vocabulary.size} ids"
+            raise InputError(folder, what, "convert again")
+        weights = list(llama_weights(network, rows))
+        types = {_compare(weight, reader, files) for weight in track(weights, "verify: tensors")}
+        types.add(reader.dtype(weights[0].source))
+        narrower = min(types, key=lambda dtype: (dtype.itemsize, -torch.finfo(dtype).eps))
+        ids, out = np.random.default_rng(0).integers(0, rows, PROBE_SHAPE), Path(scratch) / "logits.npy"
+        padded = reader.shape(weights[0].source)[0]
+        launch(_megatron_logits, 1, checkpoint, network, padded, narrower, ids, out)
+        ours = np.load(out)[..., :rows]
+        theirs = _transformers_logits(files, Path(scratch), ids, narrower)
     largest, difference = float(np.abs(theirs).max()), float(np.abs(ours - theirs).max())
     if not difference <= TOLERANCE * largest:
         what = f"logits up to {largest:.3g} differ by {difference:.2g} from those of {checkpoint}"
         raise InputError(folder, what, "compare config.json with the recipe's network")
     return Verified(len(weights), largest, difference)
+
+
+def _compare(weight: Weight, reader: CheckpointReader, files: WeightFiles) -> torch.dtype:
+    """The folder's type of a weight; raises InputError where it is not the checkpoint's weight in that type."""
+    theirs = files.read(weight.name)
+    source = reader.best_source(weight.source, str(theirs.dtype).removeprefix("torch."))
+    row = reader.read(source, weight.layer)
+    ours = weight.view(row).reshape(weight.shape).to(theirs.dtype)
+    if theirs.shape != ours.shape or not torch.equal(_bits(ours), _bits(theirs)):
+        raise InputError(files.folder, f"{weight.name} is not what {reader.folder} holds", "convert again")
+    return theirs.dtype
 
 
 def _bits(tensor: torch.Tensor) -> torch.Tensor:
@@ -82,7 +92,9 @@ def _bits(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.contiguous().view(widths[tensor.element_size()])
 
 
-def _megatron_logits(checkpoint: Path, network: Network, vocabulary_size: int, ids: np.ndarray, out: Path) -> None:
+def _megatron_logits(
+    checkpoint: Path, network: Network, vocabulary_size: int, dtype: torch.dtype, ids: np.ndarray, out: Path
+) -> None:
     from megatron_music.engine import processes
     from megatron_music.engine.engine import Engine
 
@@ -92,15 +104,19 @@ def _megatron_logits(checkpoint: Path, network: Network, vocabulary_size: int, i
     recipe = Recipe.model_construct(network=network, layout=layout, optimizer=Optimizer(), precision="fp32", seed=0)
     engine = Engine(recipe, vocabulary_size, trains=False)
     engine.load(checkpoint, with_optimizer=False)
+    for chunk in engine.chunks:
+        for parameter in chunk.parameters():
+            parameter.data.copy_(parameter.data.to(dtype))
     np.save(out, engine.logits(ids).numpy())
     processes.leave()
 
 
-def _transformers_logits(folder: Path, ids: np.ndarray, dtype: torch.dtype) -> np.ndarray:
-    from transformers import LlamaConfig, LlamaForCausalLM
+def _transformers_logits(files: WeightFiles, scratch: Path, ids: np.ndarray, dtype: torch.dtype) -> np.ndarray:
+    from transformers import LlamaForCausalLM
 
-    config = LlamaConfig.from_dict(read_json(folder / "config.json"))  # transformers takes no byte order mark
-    network = LlamaForCausalLM.from_pretrained(folder, config=config, dtype=dtype, local_files_only=True)
-    network = network.float().eval()
+    # A folder of our own, so that files of other names, and what `import` tells of config.json, make no difference.
+    files.link_into(scratch)
+    write_json(scratch / CONFIG, read_config(files.folder) | {"vocab_size": files.describe(EMBEDDING)[0][0]})
+    network = LlamaForCausalLM.from_pretrained(scratch, dtype=dtype, local_files_only=True).float().eval()
     with torch.inference_mode():
         return network(torch.from_numpy(ids)).logits.numpy()
