@@ -113,10 +113,16 @@ def _megatron_logits(
 
 def _transformers_logits(files: WeightFiles, scratch: Path, ids: np.ndarray, dtype: torch.dtype) -> np.ndarray:
     from transformers import LlamaForCausalLM
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()
     # A folder of our own, so that files of other names, and what `import` tells of config.json, make no difference.
     files.link_into(scratch)
     write_json(scratch / CONFIG, read_config(files.folder) | {"vocab_size": files.describe(EMBEDDING)[0][0]})
-    network = LlamaForCausalLM.from_pretrained(scratch, dtype=dtype, local_files_only=True).float().eval()
+    try:
+        network = LlamaForCausalLM.from_pretrained(scratch, dtype=dtype, local_files_only=True).float().eval()
+    except (OSError, RuntimeError, ValueError, TypeError) as error:
+        what = f"transformers can't load it ({error})"
+        raise InputError(files.folder, what, "compare config.json with the recipe's network") from None
     with torch.inference_mode():
         return network(torch.from_numpy(ids)).logits.numpy()

@@ -90,6 +90,15 @@ def test_a_configuration_that_is_another_changes_the_logits(trained_run, tmp_pat
         verify(trained_run / STEP, tmp_path / "hf")
 
 
+def test_a_configuration_that_transformers_does_not_take_is_told(trained_run, tmp_path):
+    export_checkpoint(trained_run / STEP, tmp_path / "hf")
+    config = tmp_path / "hf" / "config.json"
+    config.write_text(config.read_text().replace('"intermediate_size": 48', '"intermediate_size": 64'))
+    with pytest.raises(InputError, match="hf: transformers can't load it") as caught:
+        verify(trained_run / STEP, tmp_path / "hf")
+    assert "\n" not in str(caught.value)
+
+
 def test_rows_of_ids_that_are_cut_off_are_told(trained_run, tmp_path):
     export_checkpoint(trained_run / STEP, tmp_path / "hf")
     for name in ("model.embed_tokens.weight", "lm_head.weight"):
