@@ -77,9 +77,9 @@ class WeightFolder:
     def for_transformers(self) -> Path:
         """The folder; raises InputError where transformers would not find its files."""
         if not self.is_standard:
-            mend = f"rename it to {WHOLE}" if self.names[1:] == () and self.names[0].endswith(".safetensors") else (
-                f"save them as {WHOLE}")  # fmt: skip
-            raise InputError(self.folder, f"has weights under no name that transformers knows: {self.names[0]}", mend)
+            is_one = len(self.names) == 1 and self.names[0].endswith(".safetensors")
+            what = f"has weights under no name that transformers knows: {_listed(self.names)}"
+            raise InputError(self.folder, what, f"rename it to {WHOLE}" if is_one else f"save them as {WHOLE}")
         return self.folder
 
 
@@ -93,7 +93,7 @@ def snapshot(folder: str | Path) -> Path:
     if (folder / "config.json").exists() or not (cache / _SNAPSHOTS).is_dir():
         return folder
     found = sorted(path for path in (cache / _SNAPSHOTS).iterdir() if path.is_dir())
-    with suppress(OSError):
+    with suppress(OSError, UnicodeDecodeError):
         main = cache / _SNAPSHOTS / (cache / "refs" / "main").read_text(encoding="utf-8").strip()
         found = [main] if main in found else found
     if not found:

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 
 from megatron_music.errors import InputError
@@ -66,6 +67,23 @@ def test_weights_that_do_not_load(make_model):
     other = make_model("other")
     change_config(other, hidden_size=64)
     refused(ModelFolder.open(other).network, "can't be loaded")
+
+
+def test_weights_of_pytorchs_own_form_and_folders_of_the_hubs_cache(make_model, tmp_path):
+    place = make_model("models--owner--song/snapshots/0a1b")
+    expected = load_file(place / "model.safetensors")
+    (place / "model.safetensors").unlink()
+    refused(lambda: ModelFolder.open(place), "model.safetensors: no such file, nor pytorch_model.bin")
+    torch.save(expected, place / "pytorch_model.bin")
+    folder = ModelFolder.open(tmp_path / "models--owner--song")
+    assert folder.path == place
+    found = folder.network().state_dict()
+    assert found.keys() == expected.keys() and all(torch.equal(found[name], expected[name]) for name in found)
+    (place / "pytorch_model.bin").write_text("version https://git-lfs.github.com/spec/v1\n")
+    refused(lambda: ModelFolder.open(place), "git-lfs' pointer")
+    (place / "pytorch_model.bin").rename(place / "net.bin")
+    torch.save(expected, place / "net.bin")
+    refused(lambda: ModelFolder.open(place), "under no name that transformers knows: net.bin")
 
 
 def test_weights_that_are_not_all_there(make_model):
