@@ -69,10 +69,11 @@ class Trained:
         if not checkpoint.is_dir():
             raise InputError(checkpoint, "no such checkpoint", "name one such as RUN/checkpoints/step_000100")
         run = RunFolder(checkpoint)
-        # Where none is complete, the newest is told to be damaged, and why.
-        found = [folder for folder, _ in run.complete_checkpoints()] or run.step_folders()
-        if found:
-            checkpoint = found[-1]
+        newest, folders = run.newest_checkpoint(), run.step_folders()
+        if newest is not None:
+            checkpoint = newest[0]
+        elif folders:
+            checkpoint = folders[-1]  # it is told to be damaged, and why
         state = read_state(checkpoint)
         require_whole(checkpoint)
         imported = read_imported(checkpoint)

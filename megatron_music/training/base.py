@@ -75,9 +75,9 @@ def base_below(recipe: Recipe, branch_from: Path | None) -> Base | None:
             what = "holds adapters and no whole network, where the recipe has no `lora`"
             raise InputError(branch_from, what, "export it merged and import that, or give the recipe the same `lora`")
         return None
-    newest = RunFolder(recipe.run).complete_checkpoints()[-1:]
-    if newest:
-        return base_of(newest[0][0], None if from_adapters else branch_from)
+    newest = RunFolder(recipe.run).newest_checkpoint()
+    if newest is not None:
+        return base_of(newest[0], None if from_adapters else branch_from)
     if branch_from is None:
         what = f"{recipe.name} trains adapters, and no network is named for them"
         raise InputError("lora", what, "start it with `train RECIPE --from CHECKPOINT`")

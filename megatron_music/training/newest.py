@@ -1,5 +1,6 @@
 """Which checkpoint a run goes on from: the newest that holds the bytes that were written."""
 
+import functools
 from pathlib import Path
 
 import torch
@@ -8,7 +9,7 @@ from megatron_music.engine.integrity import damaged, size_fault, sum_fault
 from megatron_music.engine.processes import from_first
 from megatron_music.errors import InputError
 from megatron_music.progress import console
-from megatron_music.training.run_folder import CheckpointState, RunFolder, read_state
+from megatron_music.training.run_folder import CheckpointState, RunFolder
 
 
 def newest_whole(folder: RunFolder, before: int | None = None) -> tuple[Path, CheckpointState] | None:
@@ -20,11 +21,12 @@ def newest_whole(folder: RunFolder, before: int | None = None) -> tuple[Path, Ch
     Raises:
         InputError: all that there are or were are damaged.
     """
-    for checkpoint in reversed(from_first(lambda: folder.step_folders(before))):
-        fault = fault_of(checkpoint)
+    pass_over = functools.partial(_pass_over, folder)
+    while (newest := from_first(lambda: folder.newest_checkpoint(before, pass_over))) is not None:
+        fault = _sum_fault(newest[0])
         if fault is None:
-            return checkpoint, from_first(lambda path=checkpoint: read_state(path))
-        from_first(lambda path=checkpoint, what=fault: _pass_over(folder, path, what))
+            return newest
+        from_first(functools.partial(pass_over, newest[0], fault))
     aside = from_first(folder.damaged_checkpoints)
     if aside:
         what = f"no checkpoint of this run is whole ({', '.join(path.name for path in aside)})"
@@ -36,20 +38,17 @@ def newest_whole(folder: RunFolder, before: int | None = None) -> tuple[Path, Ch
 
 def check_whole(checkpoint: Path) -> None:
     """Raises InputError where a checkpoint that was named is damaged. All processes call it."""
-    fault = fault_of(checkpoint)
+    fault = from_first(lambda: size_fault(checkpoint)) or _sum_fault(checkpoint)
     if fault is not None:
         raise damaged(checkpoint, fault)
 
 
-def fault_of(checkpoint: Path) -> str | None:
-    """What is wrong with a checkpoint: sizes first, then sums, of which every process reads a share."""
-    fault = from_first(lambda: size_fault(checkpoint))
-    if fault is None:
-        rank, processes = torch.distributed.get_rank(), torch.distributed.get_world_size()
-        faults = [None] * processes
-        torch.distributed.all_gather_object(faults, sum_fault(checkpoint, rank, processes))
-        fault = next(filter(None, faults), None)
-    return fault
+def _sum_fault(checkpoint: Path) -> str | None:
+    """What is wrong with the bytes of a checkpoint, of which every process reads a share."""
+    rank, processes = torch.distributed.get_rank(), torch.distributed.get_world_size()
+    faults = [None] * processes
+    torch.distributed.all_gather_object(faults, sum_fault(checkpoint, rank, processes))
+    return next(filter(None, faults), None)
 
 
 def _pass_over(folder: RunFolder, checkpoint: Path, fault: str) -> None:

@@ -101,7 +101,7 @@ def origin_of_run(recipe: Recipe, branch_from: Path | None, fresh_optimizer: boo
                 "--fresh-optimizer", "is given without a checkpoint to start from", "add --from CHECKPOINT"
             )
         return recorded
-    if not folder.complete_checkpoints():
+    if folder.newest_checkpoint() is None:
         return Origin.of(branch_from, fresh_optimizer)
     # Adapters may name the place to which the network below them was moved.
     if recipe.lora is None and (recorded is None or recorded.checkpoint != str(Path(branch_from).resolve())):
@@ -113,7 +113,7 @@ def origin_of_run(recipe: Recipe, branch_from: Path | None, fresh_optimizer: boo
 
 def start_of_run(recipe: Recipe, branch_from: Path | None, origin: Origin | None) -> Path | None:
     """The checkpoint to read before the first step: the one named or, after a kill before any other, the recorded."""
-    if branch_from is None and origin is not None and not RunFolder(recipe.run).complete_checkpoints():
+    if branch_from is None and origin is not None and RunFolder(recipe.run).newest_checkpoint() is None:
         return Path(origin.checkpoint)
     return branch_from
 

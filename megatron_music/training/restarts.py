@@ -33,4 +33,5 @@ def run_again(run: Callable[[], None], folder: RunFolder, restarts: int) -> None
 
 
 def _last_step(folder: RunFolder) -> int:
-    return max((state.step for _, state in folder.complete_checkpoints()), default=0)
+    newest = folder.newest_checkpoint()
+    return 0 if newest is None else newest[1].step

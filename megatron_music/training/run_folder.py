@@ -3,10 +3,10 @@
 import json
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from megatron_music.corpus.blend import read_stocks
 from megatron_music.engine.integrity import BEFORE, size_fault
@@ -40,6 +40,8 @@ class CheckpointState:
 
 
 _STEP, _DAMAGED = re.compile(r"step_(\d+)"), "damaged_"
+_MOST_TRIES = 5
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -94,7 +96,45 @@ class RunFolder:
 
     def complete_checkpoints(self) -> list[tuple[Path, CheckpointState]]:
         """Checkpoints whose files have the sizes that they were written with, oldest first."""
-        return [(folder, read_state(folder)) for folder in self.step_folders() if size_fault(folder) is None]
+        looked_at = ((folder, _look_at(folder)) for folder in self.step_folders())
+        return [(folder, found) for folder, found in looked_at if isinstance(found, CheckpointState)]
+
+    def newest_checkpoint(
+        self, before: int | None = None, pass_over: Callable[[Path, str], object] | None = None
+    ) -> tuple[Path, CheckpointState] | None:
+        """The newest complete checkpoint, from before a step where one is named; None where there is none.
+
+        Args:
+            pass_over: is told of each newer one that is damaged, and what is wrong with it.
+        """
+        for folder in reversed(self.step_folders(before)):
+            found = _look_at(folder)
+            if isinstance(found, CheckpointState):
+                return folder, found
+            if found is not None and pass_over is not None:
+                pass_over(folder, found)
+        return None
+
+    def on_newest(self, use: Callable[[Path, CheckpointState], T]) -> T:
+        """What ``use`` makes of the newest complete checkpoint.
+
+        A run removes old checkpoints while it goes on: where the one in use goes, the next newest is taken.
+
+        Raises:
+            InputError: there is no complete checkpoint, or one after another was removed.
+        """
+        for _ in range(_MOST_TRIES):
+            newest = self.newest_checkpoint()
+            if newest is None:
+                raise InputError(self.path, "has no complete checkpoint yet", "wait for its first "
+                                 "(checkpoints.every_steps)")  # fmt: skip
+            try:
+                return use(*newest)
+            except (InputError, OSError):
+                if newest[0].is_dir():
+                    raise
+        raise InputError(self.path, f"{_MOST_TRIES} checkpoints were removed while they were read",
+                         "raise checkpoints.keep, or look again when it saves less often")  # fmt: skip
 
     def set_aside(self, checkpoint: Path) -> Path:
         """Gives a damaged checkpoint another name, so that the run can write it again; returns that."""
@@ -179,6 +219,16 @@ class RunFolder:
         kept += [json.dumps({"step": rollback.at, "event": ROLLED_BACK, **asdict(rollback)}) for rollback in untold]
         if kept != lines:
             write_text(self.metrics, "".join(f"{line}\n" for line in kept))
+
+
+def _look_at(checkpoint: Path) -> CheckpointState | str | None:
+    """A checkpoint's state, or what is wrong with its files; None where it went while it was looked at."""
+    try:
+        return size_fault(checkpoint) or read_state(checkpoint)
+    except (InputError, OSError):
+        if checkpoint.is_dir():
+            raise
+        return None
 
 
 def _stocks(recipe: Recipe) -> dict[str, dict[str, Any]]:

@@ -26,9 +26,9 @@ def trace_text(song: str, run: str | Path) -> str:
     RunFolder(run).check_corpus(recipe)
     occurrences = trace_song(song, recipe)
     lines = [f"{song}: {_extent(occurrences)}" if occurrences else f"{song}: no sample of this run holds it"]
-    checkpoints = RunFolder(run).complete_checkpoints()
-    if checkpoints:
-        step = checkpoints[-1][1].step
+    newest = RunFolder(run).newest_checkpoint()
+    if newest is not None:
+        step = newest[1].step
         done = [place for place in occurrences if place.step <= step]
         lines.append(f"by the last checkpoint, after step {step:,}: {_extent(done)}")
     origin = read_origin(run)
