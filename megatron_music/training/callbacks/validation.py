@@ -25,6 +25,7 @@ class HeldOutLoss(Callback):
 
     def __init__(self, log: MetricsLog, options: Validation):
         self.log, self.options = log, options
+        self._streams: dict[tuple[str, int], SampleStream] = {}
 
     def at_start(self, trainer: "Trainer") -> None:
         """Measures the untrained network."""
@@ -54,7 +55,10 @@ class HeldOutLoss(Callback):
         # An interleaved pipeline takes micro-batches by the number of its stages.
         multiple = copies * (trainer.recipe.layout.pipeline if trainer.recipe.layout.interleave > 1 else 1)
         sequences = max(multiple, self.options.sequences // multiple * multiple)
-        stream = SampleStream(trainer.recipe.corpus, [PhaseData(context_tokens, sequences, {source: 1.0})], seed=0)
+        if (source, context_tokens) not in self._streams:
+            phase = PhaseData(context_tokens, sequences, {source: 1.0})
+            self._streams[source, context_tokens] = SampleStream(trainer.recipe.corpus, [phase], seed=0)
+        stream = self._streams[source, context_tokens]
         # All kinds are measured; attention reaches as far as in training.
         marks = Marks(end_of_document=trainer.marks[0].end_of_document)
         batches = batches_of(stream, 0, sequences, 1, trainer.engine.data_rank, copies, marks)
