@@ -7,7 +7,6 @@ it allows takes its place, so that the span goes on. `<EOA>`, where it is allowe
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -16,6 +15,7 @@ import torch
 from megatron_music.corpus.indexed import IndexedSource
 from megatron_music.errors import InputError
 from megatron_music.vocabulary.grammar import AudioGrammar
+from megatron_music.vocabulary.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
     from megatron_music.engine.engine import Engine
@@ -192,12 +192,16 @@ def sample_spans(
     return found
 
 
-def span_prompts(prefix: str | Path, grammar: AudioGrammar, most: int | None = None) -> list[list[int]]:
+def grammar_of(source: IndexedSource, vocabulary: Vocabulary) -> AudioGrammar:
+    """The grammar of a source's spans: of two tracks where vocals and accompaniment take turns, of one in any other."""
+    return AudioGrammar(vocabulary, tracks=2 if "accompaniment" in source.sidecar.get("tokens_by_kind", {}) else 1)
+
+
+def span_prompts(source: IndexedSource, grammar: AudioGrammar, most: int | None = None) -> list[list[int]]:
     """The documents of an indexed source up to the opening of their first span: header and first segment's text.
 
     Documents without such a span are left out. Raises InputError where none has one.
     """
-    source = IndexedSource(prefix)
     prompts = []
     for index in range(len(source)):
         if most is not None and len(prompts) == most:
@@ -207,7 +211,9 @@ def span_prompts(prefix: str | Path, grammar: AudioGrammar, most: int | None = N
         if spans:
             prompts.append(ids[: spans[0].start].tolist())
     if not prompts:
-        raise InputError(prefix, f"no document has a span of {grammar.codec.name}", "name a source with such songs")
+        raise InputError(
+            source.prefix, f"no document has a span of {grammar.codec.name}", "name a source with such songs"
+        )
     return prompts
 
 

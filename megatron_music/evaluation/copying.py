@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 
 from megatron_music.corpus.indexed import IndexedSource
-from megatron_music.engine.sampling import spans_of
+from megatron_music.engine.sampling import grammar_of, spans_of
 from megatron_music.errors import InputError
 from megatron_music.evaluation.intervals import mean_interval
 from megatron_music.evaluation.loss import check_vocabulary
-from megatron_music.evaluation.validity import SPANS_AT_ONCE, invalid_token_share, tracks_of
+from megatron_music.evaluation.validity import SPANS_AT_ONCE, invalid_token_share
 from megatron_music.evaluation.variety import windows_of_codes
 from megatron_music.generation.models import ModelFolder
 from megatron_music.vocabulary.grammar import AudioGrammar
@@ -104,7 +104,7 @@ def reference_copying(
     """
     folder, corpus = ModelFolder.open(model), IndexedSource(source)
     check_vocabulary(folder, corpus)
-    grammar = AudioGrammar(folder.vocabulary, tracks=tracks_of(corpus))
+    grammar = grammar_of(corpus, folder.vocabulary)
     numbers = np.random.default_rng(seed).permutation(len(corpus))[:documents].tolist()
     chosen = reference_documents(corpus, grammar, folder.positions, numbers)
     if not chosen:

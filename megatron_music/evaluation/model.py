@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from megatron_music.corpus.indexed import IndexedSource
-from megatron_music.engine.sampling import Validity
+from megatron_music.engine.sampling import Validity, grammar_of
 from megatron_music.errors import InputError
 from megatron_music.evaluation.bigram import BIGRAM_TOKENS, InterpolatedBigram, bigram_loss, fit_bigram
 from megatron_music.evaluation.copying import reference_copying
@@ -28,7 +28,6 @@ from megatron_music.evaluation.validity import (
     invalid_share,
     invalid_token_share,
     openings,
-    tracks_of,
 )
 from megatron_music.evaluation.variety import silent_codes, variety
 from megatron_music.generation.models import ModelFolder
@@ -161,7 +160,7 @@ def _of_free_samples(
     missing: list[dict[str, str]],
 ) -> dict[str, Any]:
     """Invalid ids, repetition, silence and copies in what the model writes behind held-out openings."""
-    grammar = AudioGrammar(folder.vocabulary, tracks=tracks_of(source))
+    grammar = grammar_of(source, folder.vocabulary)
     opened = openings(source, grammar, MOST_OPENINGS, effort.seed)
     prompts = [prompt for prompt, _ in opened]
     validity = invalid_token_share(

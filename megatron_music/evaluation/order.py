@@ -10,11 +10,10 @@ from pathlib import Path
 import numpy as np
 
 from megatron_music.corpus.indexed import IndexedSource
-from megatron_music.engine.sampling import spans_of
+from megatron_music.engine.sampling import grammar_of, spans_of
 from megatron_music.evaluation.following import Following, of_songs
 from megatron_music.evaluation.intervals import Interval, mean_interval
 from megatron_music.evaluation.loss import document_nats
-from megatron_music.evaluation.validity import tracks_of
 from megatron_music.generation.models import ModelFolder
 from megatron_music.vocabulary.grammar import AudioGrammar
 from megatron_music.vocabulary.kinds import AUDIO_KINDS
@@ -34,7 +33,7 @@ def order_rise(
     ``own`` is what ``text_following`` found of the same model and source: the loss of the documents as they are.
     """
     folder, corpus = ModelFolder.open(model), IndexedSource(source)
-    grammar = AudioGrammar(folder.vocabulary, tracks=tracks_of(corpus))
+    grammar = grammar_of(corpus, folder.vocabulary)
     network, rng = folder.network(device, dtype), np.random.default_rng(seed)
     shuffled, is_audio = [], []
     for number in own.documents:

@@ -73,11 +73,6 @@ def invalid_token_share(
         return sample_spans(reader, prompts, grammar, positions, seed, longest)
 
 
-def tracks_of(source: IndexedSource) -> int:
-    """2 where the spans of a source interleave vocals and accompaniment, 1 where they hold a single track."""
-    return 2 if "accompaniment" in source.sidecar.get("tokens_by_kind", {}) else 1
-
-
 def openings(
     source: IndexedSource, grammar: AudioGrammar, most: int | None = None, seed: int = 0
 ) -> list[tuple[list[int], np.ndarray]]:

@@ -73,7 +73,7 @@ def measure_side(recipe: Recipe, side: "Side", positions: int, seed: int) -> dic
                 songs[id][field] = added
                 songs[id][f"{field}_seconds"] = songs[id]["seconds"] * tokens / songs[id]["tokens"]
     grammar = AudioGrammar(folder.vocabulary, tracks=side.tracks)
-    prompts = span_prompts(recipe.corpus / side.held_out, grammar)
+    prompts = span_prompts(IndexedSource(recipe.corpus / side.held_out), grammar)
     validity = invalid_token_share(model, prompts, positions, seed, tracks=side.tracks)
     return {
         "run": str(recipe.run),

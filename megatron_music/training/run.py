@@ -153,10 +153,11 @@ def _check_watching(recipe: Recipe, vocabulary: Vocabulary) -> None:
     watch = recipe.watch
     for options in (watch.invalid_tokens, watch.audio_sample):
         if options is not None:
-            from megatron_music.engine.sampling import span_prompts
-            from megatron_music.vocabulary.grammar import AudioGrammar
+            from megatron_music.corpus.indexed import IndexedSource
+            from megatron_music.engine.sampling import grammar_of, span_prompts
 
-            span_prompts(recipe.corpus / options.source, AudioGrammar(vocabulary, tracks=2), most=1)
+            source = IndexedSource(recipe.corpus / options.source)
+            span_prompts(source, grammar_of(source, vocabulary), most=1)
     if watch.audio_sample is not None:
         from megatron_music.training.callbacks.audio_sample import codec_of_samples
 

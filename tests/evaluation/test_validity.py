@@ -175,12 +175,13 @@ def test_prompts_are_documents_up_to_their_first_span(tmp_path, vocabulary):
         for ids in documents:
             writer.add(np.array(ids, dtype=np.int32), np.zeros(len(ids), dtype=np.uint8))
     grammar = AudioGrammar(vocabulary)
-    assert span_prompts(tmp_path / "songs", grammar) == [[1, 2, SOA, MARKER], [6, SOA, MARKER]]
-    assert span_prompts(tmp_path / "songs", grammar, most=1) == [[1, 2, SOA, MARKER]]
+    songs = IndexedSource(tmp_path / "songs")
+    assert span_prompts(songs, grammar) == [[1, 2, SOA, MARKER], [6, SOA, MARKER]]
+    assert span_prompts(songs, grammar, most=1) == [[1, 2, SOA, MARKER]]
     with IndexedWriter(tmp_path / "text") as writer:
         writer.add(np.array([1], dtype=np.int32), np.zeros(1, dtype=np.uint8))
     with pytest.raises(InputError, match="no document has a span of embedded"):
-        span_prompts(tmp_path / "text", grammar)
+        span_prompts(IndexedSource(tmp_path / "text"), grammar)
     with pytest.raises(ValueError, match="no prompts"):
         sample_spans(reader_of(probabilities(codes=1)), [], grammar, 10)
 

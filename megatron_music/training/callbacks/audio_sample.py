@@ -7,19 +7,17 @@ import numpy as np
 import torch
 
 from megatron_music.audio.codec import Codec
+from megatron_music.corpus.indexed import IndexedSource
 from megatron_music.corpus.inspect import DocumentReader
 from megatron_music.corpus.listen import load_codec_of_corpus, without_clipping
-from megatron_music.engine.sampling import reader_of_engine, sample_spans, span_prompts
+from megatron_music.engine.sampling import grammar_of, reader_of_engine, sample_spans, span_prompts
 from megatron_music.errors import InputError
 from megatron_music.recipe.recipe import AudioSample
 from megatron_music.training.loop import Callback, StepReport
 from megatron_music.training.metrics_log import MetricsLog
-from megatron_music.vocabulary.grammar import AudioGrammar
 
 if TYPE_CHECKING:
     from megatron_music.training.loop import Trainer
-
-_TRACKS = 2
 
 
 def codec_of_samples(corpus: Path, options: AudioSample) -> Codec:
@@ -32,34 +30,33 @@ def codec_of_samples(corpus: Path, options: AudioSample) -> Codec:
 
 
 class AudioSamples(Callback):
-    """Continues the opening of a document, the same one each time, and decodes both tracks together.
+    """Continues the opening of a document, the same one each time, and decodes its tracks together.
 
     Ids that the grammar forbids are drawn again, as ``InvalidTokenShare`` counts them.
     """
 
     def __init__(self, log: MetricsLog, options: AudioSample):
         self.log, self.options = log, options
-        self._codec: Codec | None = None
+
+    def at_begin(self, trainer: "Trainer", first_step: int) -> None:
+        """Reads the opening and the codec."""
+        source = IndexedSource(trainer.recipe.corpus / self.options.source)
+        self._grammar = grammar_of(source, trainer.vocabulary)
+        self._prompts = span_prompts(source, self._grammar, most=1)
+        self._codec = codec_of_samples(trainer.recipe.corpus, self.options)
 
     def after_step(self, trainer: "Trainer", report: StepReport) -> None:
         """Sings where the step is due."""
         done = report.step.index + 1
         if done % self.options.every_steps:
             return
-        if self._codec is None:
-            self._codec = codec_of_samples(trainer.recipe.corpus, self.options)
-        grammar = AudioGrammar(trainer.vocabulary, tracks=_TRACKS)
-        prompts = span_prompts(trainer.recipe.corpus / self.options.source, grammar, most=1)
         reader = reader_of_engine(trainer.engine, 1, report.step.span.phase.context_tokens)
         frames = max(1, round(self.options.seconds * self._codec.frames_per_second))
-        found = sample_spans(reader, prompts, grammar, _TRACKS * frames, trainer.recipe.seed)
+        positions = self._grammar.period * frames
+        found = sample_spans(reader, self._prompts, self._grammar, positions, trainer.recipe.seed)
         if torch.distributed.get_rank() == 0:
-            codes = grammar.codec.codes(np.array([id for span in found.spans for id in _whole_frames(span.ids)]))
-            tracks = [self._codec.decode(codes[None, track::_TRACKS]) for track in range(_TRACKS)]
-            sound = without_clipping({"both": np.sum(tracks, axis=0)})["both"]
+            spans = [self._grammar.tracks(span.ids) for span in found.spans]
+            tracks = [self._codec.decode(np.concatenate([span[kind] for span in spans])[None]) for kind in spans[0]]
+            sound = without_clipping({"song": np.sum(tracks, axis=0)})["song"]
             self.log.sound(done, "audio_sample", sound, self._codec.sample_rate)
             self.log.event(done, "audio_sample", seconds=len(sound) / self._codec.sample_rate)
-
-
-def _whole_frames(span: list[int]) -> list[int]:
-    return span[: len(span) // _TRACKS * _TRACKS]
