@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter, deque
-from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,27 @@ _EVENT, _STEP, _HELD_OUT, _INVALID = (
 )
 
 
+@dataclass
+class Unread:
+    """Whole lines that tell nothing: of a damaged file, or another program's. One that a kill cut off is no whole line.
+
+    Attributes:
+        first: the number of the first of them, from 1.
+    """
+
+    count: int = 0
+    first: int = 0
+
+    def add(self, number: int) -> None:
+        """Counts one."""
+        self.count, self.first = self.count + 1, self.first or number
+
+    def __str__(self) -> str:
+        """In words; nothing where there is none."""
+        more = f" and {self.count - 1:,} more" if self.count > 1 else ""
+        return f"line {self.first:,}{more} can't be read" if self.count else ""
+
+
 class RunLines:
     """A run as its metrics tell it; ``read`` goes on from where it stopped, so that a live view reads a line once.
 
@@ -33,6 +54,7 @@ class RunLines:
         checkpoint: the last ``checkpoint`` event.
         events: the last of those that tell of troubles and ends; ``counts`` of each name are of all.
         last: the last line.
+        unread: lines that are no JSON objects, as far as their ends show.
         time: of the last line that has one, seconds since 1970.
     """
 
@@ -50,6 +72,7 @@ class RunLines:
         self.events: deque[dict[str, Any]] = deque(maxlen=EVENTS_KEPT)
         self.counts: Counter[str] = Counter()
         self.time: float | None = None
+        self._read_lines, self.unread = 0, Unread()
 
     @property
     def end(self) -> str | None:
@@ -73,6 +96,10 @@ class RunLines:
                     if not text.endswith(b"\n"):
                         break  # it is being written
                     self._read_bytes += len(text)
+                    self._read_lines += 1
+                    if not _looks_whole(text):
+                        self.unread.add(self._read_lines)
+                        continue
                     tails[b""].append(text)
                     if _EVENT in text:
                         self._take_event(_parsed(text))
@@ -108,14 +135,34 @@ def _parsed(text: bytes) -> dict[str, Any]:
     return line if isinstance(line, dict) and isinstance(line.get("step"), int) else {}
 
 
-def measured_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """Lines of a run's metrics that tell of steps and held-out losses; what a kill has cut off is passed over."""
+def _looks_whole(text: bytes) -> bool:
+    """Whether a line is a JSON object as far as its ends show; or blank, which tells nothing and hides nothing."""
+    bare = text.strip()
+    return not bare or (bare.startswith(b"{") and bare.endswith(b"}"))
+
+
+@dataclass
+class Measured:
+    """The lines of a run's metrics that tell of steps and held-out losses, and those that can't be read."""
+
+    lines: list[dict[str, Any]] = field(default_factory=list)
+    unread: Unread = field(default_factory=Unread)
+
+
+def read_measured(path: Path) -> Measured:
+    """Reads a run's metrics up to the last whole line; OSError where there are none."""
+    found = Measured()
     with open(path, "rb") as file:
-        for text in file:
-            if any(mark in text for mark in (_STEP, _HELD_OUT)):
-                line = _parsed(text)
-                if line:
-                    yield line
+        for number, text in enumerate(file, 1):
+            if not text.endswith(b"\n"):
+                break  # it is being written
+            is_marked = any(mark in text for mark in (_STEP, _HELD_OUT))
+            line = _parsed(text) if is_marked else {}
+            if line:
+                found.lines.append(line)
+            elif is_marked or not _looks_whole(text):
+                found.unread.add(number)
+    return found
 
 
 def has_ended(run: Path) -> bool:

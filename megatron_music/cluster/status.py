@@ -9,7 +9,7 @@ from typing import Any
 
 from megatron_music.cluster.run_lines import RunLines, runs_in
 from megatron_music.tables import duration, short_count, table
-from megatron_music.training.events import ENDED, ROLLED_BACK, STOPPED
+from megatron_music.training.events import ENDED, METRICS, ROLLED_BACK, STOPPED
 
 _BARS = "▁▂▃▄▅▆▇█"
 _TREND = 24
@@ -27,8 +27,11 @@ class Status:
         silent_seconds: since the last line.
         tokens, total_tokens: consumed, and planned; 0 where it is not told.
         left_seconds: until the end, at the speed of the last lines.
-        losses: of the last step by kind and task, with the names of ``metrics.jsonl``.
+        losses: of the last step that has some, by kind and task, with the names of ``metrics.jsonl``; None for one that
+            was no number.
+        invalid_token_step: after which ``invalid_token_share`` was measured.
         planned: tokens of each source, by the plan, at this point of its phase; ``consumed`` as they were.
+        unread: which lines of the metrics can't be read, in words; empty where all can.
     """
 
     run: str
@@ -40,10 +43,11 @@ class Status:
     tokens: int
     total_tokens: int
     left_seconds: float | None
-    losses: dict[str, float]
+    losses: dict[str, float | None]
     trends: dict[str, list[float]]
-    held_out: dict[str, float]
+    held_out: dict[str, float | None]
     invalid_token_share: float | None
+    invalid_token_step: int | None
     tokens_per_second: float | None
     mfu: float | None
     seconds: dict[str, float]
@@ -54,11 +58,12 @@ class Status:
     checkpoint: dict[str, Any]
     counts: dict[str, int]
     events: list[dict[str, Any]]
+    unread: str
 
 
 def status_of(lines: RunLines, now: float) -> Status:
     """Reads a run's lines as of ``now``, seconds since 1970."""
-    steps = [line for line in lines.steps if isinstance(line.get("loss"), int | float)]
+    steps = [line for line in lines.steps if "loss" in line]  # one that was passed has none
     last = lines.steps[-1] if lines.steps else {}
     whole = steps[-1] if steps else {}
     speed, tokens, total = whole.get("tokens_per_second"), last.get("tokens", 0), lines.plan.get("total_tokens", 0)
@@ -77,6 +82,7 @@ def status_of(lines: RunLines, now: float) -> Status:
         trends={name: [line[name] for line in steps if line.get(name) is not None] for name in names},
         held_out=_below(lines.held_out, "validation/"),
         invalid_token_share=lines.invalid.get("invalid_token_share"),
+        invalid_token_step=lines.invalid.get("step"),
         tokens_per_second=speed,
         mfu=whole.get("mfu"),
         seconds=_below(whole, "seconds/"),
@@ -87,6 +93,7 @@ def status_of(lines: RunLines, now: float) -> Status:
         checkpoint=lines.checkpoint,
         counts=dict(lines.counts),
         events=list(lines.events),
+        unread=str(lines.unread),
     )
 
 
@@ -135,16 +142,19 @@ def _row(run: Status) -> list[str]:
         short_count(run.tokens),
         short_count(run.total_tokens) if run.total_tokens else "?",
         "" if run.left_seconds is None or run.state == "done" else duration(run.left_seconds),
-        _number(run.losses.get("loss")),
-        _number(run.held_out.get("loss")),
+        _number(run.losses, "loss"),
+        _number(run.held_out, "loss"),
         "" if run.tokens_per_second is None else f"{run.tokens_per_second:,.0f}",
         "" if run.mfu is None else f"{run.mfu:.1%}",
         str(run.counts.get("skipped", 0)),
     ]
 
 
-def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:.3f}"
+def _number(losses: dict[str, float | None], name: str) -> str:
+    """A loss to three places; nothing where none was measured."""
+    if name not in losses:
+        return ""
+    return "not finite" if losses[name] is None else f"{losses[name]:.3f}"
 
 
 def one_run(run: Status) -> str:
@@ -153,8 +163,10 @@ def one_run(run: Status) -> str:
     if run.silent_seconds is not None:
         head += f", last line {duration(run.silent_seconds)} ago"
     if run.state == "empty":
-        return f"{head}: nothing is measured yet"
+        return f"{head}: nothing is measured yet" + (f"; {METRICS}: {run.unread}" if run.unread else "")
     lines = [head, f"phase {run.phase or '?'}, step {run.step:,}" + (f" of {run.steps:,}" if run.steps else "")]
+    if run.unread:
+        lines.append(f"{METRICS}: {run.unread}")
     if run.total_tokens:
         share = run.tokens / run.total_tokens
         bar = "█" * int(share * 30) + "░" * (30 - int(share * 30))
@@ -171,7 +183,7 @@ def one_run(run: Status) -> str:
         lines.append(f"slowest rank: {run.slowest[0]}, {run.slowest[1]:.2f} x the median's own computation")
     lines += ["", _losses(run)]
     if run.invalid_token_share is not None:
-        lines.append(f"invalid tokens: {run.invalid_token_share:.1%}")
+        lines.append(f"invalid tokens: {run.invalid_token_share:.1%}, after step {run.invalid_token_step:,}")
     if run.consumed:
         lines += ["", _data(run)]
     at = run.checkpoint.get("step")
@@ -182,9 +194,9 @@ def one_run(run: Status) -> str:
 
 def _losses(run: Status) -> str:
     rows = [["loss, nats a token", "trend", "now", "held out"]]
-    for name, loss in run.losses.items():
+    for name in run.losses:
         label = "all" if name == "loss" else name.removeprefix("loss/").replace("task/", "task ")
-        rows.append([label, _trend(run.trends[name]), _number(loss), _number(run.held_out.get(name))])
+        rows.append([label, _trend(run.trends[name]), _number(run.losses, name), _number(run.held_out, name)])
     return table(rows, left=2)
 
 
@@ -211,7 +223,7 @@ def _event(event: dict[str, Any]) -> str:
     name, when = event["event"], event.get("time")
     at = "" if when is None else time.strftime(" (%Y-%m-%d %H:%M)", time.localtime(when))
     if name == "skipped":
-        loss, norm = (_number(event.get(value)) or "not finite" for value in ("loss", "gradient_norm"))
+        loss, norm = (_number(event, name) for name in ("loss", "gradient_norm"))
         name = f"skipped: loss {loss}, gradient norm {norm}"
     elif name == ROLLED_BACK:
         name = f"went back to step {event['to']:,}; steps {event['first']:,} to {event['last']:,} are passed"

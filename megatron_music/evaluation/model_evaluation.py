@@ -15,7 +15,7 @@ from megatron_music.evaluation.model import Effort, evaluate_model
 from megatron_music.evaluation.probing import probes as probing
 from megatron_music.evaluation.probing.probes import ProbeSet
 from megatron_music.evaluation.result import Evaluation, Interval, Measure, Missing, SystemResult, register
-from megatron_music.generation.models import ModelFolder, check_device
+from megatron_music.generation.models import ModelFolder, check_device, refuse_stage_2
 from megatron_music.vocabulary.vocabulary import CodecRange
 
 MEASURES = {
@@ -96,6 +96,7 @@ def model_evaluation(model: str | Path, request: ModelRequest) -> Evaluation:
     """
     check_device(request.device)
     folder = ModelFolder.open(model)
+    refuse_stage_2(folder.path, folder.tasks)
     codec = folder.vocabulary.codec()
     for source in [request.train, *request.trained_on, request.held_out, *filter(None, [request.reference])]:
         check_vocabulary(folder, IndexedSource(source))

@@ -2,6 +2,7 @@
 
 import hashlib
 import warnings
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,6 +32,14 @@ def check_device(device: str) -> None:
     there = kind == "cuda" and torch.cuda.is_available() and (not index or index.isdigit())
     if device != "cpu" and not (there and int(index or 0) < torch.cuda.device_count()):
         raise InputError("--device", f"{device} is not there", "choose cpu, or cuda on a machine with a GPU")
+
+
+def refuse_stage_2(where: Path, tasks: Iterable[str | None]) -> None:
+    """Raises InputError for what learned the tasks of stage 2 alone, where a model of stage 1 is measured."""
+    known = set(tasks)
+    if known and known <= set(STAGE2_TASKS):
+        what = f"is of stage 2: it learned {', '.join(STAGE2_TASKS)} alone, where models of stage 1 are measured"
+        raise InputError(where, what, "name one of stage 1")
 
 
 @dataclass(frozen=True)

@@ -79,6 +79,8 @@ def _language_model(where: str, one: Contender) -> dict[str, Any]:
         what = f"{run} has no held-out loss"
         mend = "wait for it" if recipe.watch.validation else "add `watch.validation` to its recipe and train again"
         raise InputError(where, what, mend)
+    if any(losses.get(group, 0.0) is None for group in AUDIO_GROUPS):
+        raise InputError(where, f"the last held-out loss of {run} is not finite: it has diverged", "name another run")
     held_out = _held_out(where, recipe, one)
     nats = {
         group: losses[group] * sum(held_out.tokens.get(kind, 0) for kind in LOSS_GROUPS[group])
@@ -99,7 +101,7 @@ def _language_model(where: str, one: Contender) -> dict[str, Any]:
         "guessing_bits_per_second": tokens / held_out.seconds * math.log2(one.range.codebook_size),
     }
     if status.invalid_token_share is not None:
-        found["invalid_token_share"] = status.invalid_token_share
+        found |= {name: getattr(status, name) for name in ("invalid_token_share", "invalid_token_step")}
     return found
 
 

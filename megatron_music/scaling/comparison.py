@@ -85,14 +85,20 @@ def verdict_rows(codecs: dict[str, dict[str, Any]]) -> list[list[str]]:
         model, limit = codec.get("language_model", {}), codec["limits"]["loss"].get("go_below")
         cells = [_number(model.get(field), form) for field, form in (
             ("nats_per_token", ".3f"), ("nats_per_second", ".1f"), ("bits_per_second", ".1f"),
-            ("guessing_bits_per_second", ".0f"), ("invalid_token_share", ".1%"),
+            ("guessing_bits_per_second", ".0f"),
         )]  # fmt: skip
+        cells.append(invalid_cell(model.get("invalid_token_share"), model.get("invalid_token_step")))
         running = model.get("state") not in (None, "done")
         verdict = codec.get("verdict", "no run") + (f", {model['state']}" if running else "")
         rows.append([name, codec["class"], cells[0], _number(limit, ".2f"), *cells[1:], verdict])
     for name, tokens, loss, invalid in DECK:
         rows.append([f"({name})", tokens, loss, "", "", "", "", invalid, "by the deck"])
     return rows
+
+
+def invalid_cell(share: float | None, step: int | None) -> str:
+    """A share of invalid tokens and the step after which the run measured it last; nothing where it never has."""
+    return "" if share is None else f"{share:.1%} at step {step:,}"
 
 
 def _number(value: float | None, form: str) -> str:

@@ -50,7 +50,7 @@ def write_runs(runs: Sequence[ComparedRun], out: Path) -> Path:
     content = {"format": RUNS_FORMAT, "version": 1, "runs": [run.as_dict() for run in runs]}
     write_json(out / "comparison.json", content)
     curves = [(run.name, curve) for run in runs if set(run.losses) & set(COARSE_GROUPS)
-              for curve in loss_curves(Path(run.run), Recipe.load(Path(run.run) / "recipe.yaml"))]  # fmt: skip
+              for curve in loss_curves(Path(run.run), Recipe.load(Path(run.run) / "recipe.yaml"))[0]]  # fmt: skip
     kinds = list(dict.fromkeys(curve.kind for _, curve in curves))
     pictures = [draw_png(out / f"{kind}.png", 4.2, lambda axes, kind=kind: _losses(axes, curves, kind))
                 for kind in kinds]  # fmt: skip

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from megatron_music.cluster.run_lines import measured_lines
+from megatron_music.cluster.run_lines import read_measured
 from megatron_music.errors import InputError
 from megatron_music.evaluation.intervals import LEVEL, Interval, mean_interval
 from megatron_music.recipe.phases import PhaseSpan, phase_spans, step_at
@@ -18,6 +18,8 @@ from megatron_music.vocabulary.kinds import COARSE_GROUPS
 LAST_LINES = 20
 """Lines whose mean is a training loss: of a single step it is noisy."""
 FEWEST_POINTS = 4
+RESTORE = "restore the file, or take what is no line of it out"
+"""What to do about metrics that can't be read."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +28,7 @@ class LossCurve:
 
     Attributes:
         held_out: whether they are of held-out songs, or of the steps' own data.
-        tokens_N, loss_N: tokens consumed and nats a token, as logged.
+        tokens_N, loss_N: tokens consumed and nats a token, as logged; NaN where that was no finite number.
         context_N: the context length in tokens of each.
     """
 
@@ -38,21 +40,27 @@ class LossCurve:
 
     @property
     def last(self) -> Interval:
-        """The loss now: the last held-out one, or the mean of the last lines of steps with its interval."""
-        if self.held_out:
-            return Interval(float(self.loss_N[-1]))
-        values = self.loss_N[-LAST_LINES:]
-        return mean_interval(values, np.ones(len(values)))
+        """The loss now: the last held-out one, or the mean of the last lines of steps with its interval.
+
+        NaN where the last held-out one was no finite number, or none of these lines has one.
+        """
+        values = self.loss_N[-1:] if self.held_out else self.loss_N[-LAST_LINES:]
+        finite = values[np.isfinite(values)]
+        if self.held_out or not len(finite):
+            return Interval(float(values[-1]))
+        return mean_interval(finite, np.ones(len(finite)))
 
     def slope(self) -> Interval | None:
         """Nats a doubling of the tokens over the last doubling of the run, by least squares.
 
-        Only values of the last context length count: a held-out loss of another one is of other cuts. None where there
-        are fewer than four of them. The interval is that of independent errors.
+        Only finite values of the last context length count: a held-out loss of another one is of other cuts. None where
+        there are fewer than four of them, or the loss now is none. The interval is that of independent errors.
         """
         from scipy.stats import t
 
-        counted = (self.tokens_N >= self.tokens_N[-1] / 2) & (self.tokens_N > 0)
+        if math.isnan(self.last.value):
+            return None
+        counted = np.isfinite(self.loss_N) & (self.tokens_N >= self.tokens_N[-1] / 2) & (self.tokens_N > 0)
         counted &= self.context_N == self.context_N[-1]
         if counted.sum() < FEWEST_POINTS:
             return None
@@ -65,30 +73,35 @@ class LossCurve:
         return Interval(slope, slope - half, slope + half)
 
 
-def loss_curves(run: Path, recipe: Recipe) -> list[LossCurve]:
+def loss_curves(run: Path, recipe: Recipe) -> tuple[list[LossCurve], str]:
     """The curves of codebook 0 by kind: held-out losses, or the steps' own where none are logged.
 
-    Reads ``metrics.jsonl`` up to its last whole line. Raises InputError where it is missing or has no losses yet.
+    Reads ``metrics.jsonl`` up to its last whole line, and tells in words which lines of it can't be read.
+
+    Raises:
+        InputError: it is missing, or has no losses yet, or none that can be read.
     """
     try:
-        lines = list(measured_lines(run / METRICS))
+        found = read_measured(run / METRICS)
     except FileNotFoundError:
         raise InputError(run, f"has no {METRICS}", "name the folder of a run that has begun") from None
     for prefix in ("validation/loss/", "loss/"):
-        curves = _curves(lines, prefix, phase_spans(recipe))
+        curves = _curves(found.lines, prefix, phase_spans(recipe))
         if curves:
-            return curves
+            return curves, str(found.unread)
+    if found.unread.count:
+        raise InputError(run / METRICS, f"{found.unread}, and no other has a loss of audio tokens", RESTORE)
     raise InputError(run / METRICS, "has no loss of audio tokens yet", "wait until it has, or train on songs")
 
 
 def _curves(lines: list[dict[str, Any]], prefix: str, spans: list[PhaseSpan]) -> list[LossCurve]:
     curves = []
     for kind in COARSE_GROUPS:
-        of_kind = [(line["step"], line.get(f"{prefix}{kind}")) for line in lines]
-        # A loss that was no finite number is logged as null.
-        points = [(*_place(step, spans), loss) for step, loss in of_kind if loss is not None]
-        if points:
-            tokens, contexts, losses = map(np.array, zip(*points, strict=True))
+        of_kind = [line for line in lines if f"{prefix}{kind}" in line]
+        if of_kind:
+            tokens, contexts = map(np.array, zip(*(_place(line["step"], spans) for line in of_kind), strict=True))
+            # A loss that was no finite number is logged as null, which becomes NaN.
+            losses = np.array([line[f"{prefix}{kind}"] for line in of_kind], float)
             curves.append(LossCurve(kind, prefix != "loss/", tokens, losses, contexts))
     return curves
 

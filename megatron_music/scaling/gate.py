@@ -9,19 +9,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from megatron_music.cluster.run_lines import RunLines
+from megatron_music.corpus.indexed import prefix_file
 from megatron_music.errors import InputError
 from megatron_music.evaluation.bigram import BIGRAM_TOKENS, fit_bigram
 from megatron_music.evaluation.intervals import Interval
 from megatron_music.evaluation.model import Effort, measure
 from megatron_music.files import read_json
-from megatron_music.generation.models import check_device
+from megatron_music.generation.models import check_device, refuse_stage_2
 from megatron_music.progress import console
 from megatron_music.recipe.flops import parameter_count
 from megatron_music.recipe.recipe import Recipe
-from megatron_music.scaling.curve import LossCurve, loss_curves
+from megatron_music.scaling.curve import RESTORE, LossCurve, loss_curves
 from megatron_music.scaling.newest import newest_exported
 from megatron_music.scaling.thresholds import Thresholds
 from megatron_music.scaling.verdict import Report, decide
+from megatron_music.tables import short_count
+from megatron_music.training.events import METRICS
 from megatron_music.training.origin import read_origin
 from megatron_music.vocabulary.kinds import COARSE_GROUPS
 from megatron_music.vocabulary.vocabulary import Vocabulary
@@ -55,15 +61,17 @@ def gate(
         train, held_out, reference: names of its sources, in place of those that ``sources_of`` takes.
 
     Raises:
-        InputError: the folder is no run, or a source that is named is not there.
+        InputError: the folder is no run, or one of stage 2; or a source that is named is not there.
     """
     check_device(effort.device)
     if not (run / "recipe.yaml").is_file():
         raise InputError(run, "is not a run: no recipe.yaml", "name the run folder of a recipe")
     recipe = Recipe.load(run / "recipe.yaml")
     origin = read_origin(run)
-    report = Report(str(run), recipe.name, tokens_before=origin.tokens_in_all if origin else 0)
     corpus = recipe.corpus if corpus is None else corpus
+    refuse_stage_2(run, _tasks(run, recipe, corpus))
+    before = origin.tokens_in_all if origin else 0
+    report = Report(str(run), recipe.name, corpus=str(corpus), tokens_before=before)
     has_moved = not (corpus / "vocabulary.yaml").is_file()
     # A recipe names its vocabulary beside the corpus, which holds a copy.
     words = recipe.vocabulary if has_moved else corpus / "vocabulary.yaml"
@@ -77,6 +85,15 @@ def gate(
         sources = sources_of(recipe, corpus, train, held_out, reference)
         _add_model(report, run, recipe, corpus, sources, thresholds, effort)
     return decide(report, thresholds)
+
+
+def _tasks(run: Path, recipe: Recipe, corpus: Path) -> set[str | None]:
+    """What the run trains on: the tasks of its sources; where those have moved, of the losses of its last step."""
+    about = [read_json(path) for name in recipe.source_names if (path := prefix_file(corpus / name, ".json")).is_file()]
+    if about or not (run / METRICS).is_file():
+        return {one.get("task") for one in about}
+    names = [name for line in RunLines(run).steps for name in line]
+    return {name.removeprefix("task/") for name in names if name.startswith("task/")}
 
 
 def _add_budget(
@@ -129,10 +146,12 @@ def sources_of(
 def _add_losses(report: Report, run: Path, recipe: Recipe) -> None:
     """Losses by kind and their slopes, of ``metrics.jsonl``."""
     try:
-        curves = loss_curves(run, recipe)
+        curves, unread = loss_curves(run, recipe)
     except InputError as error:
         report.lacks("loss", error.what, error.mend)
         return
+    if unread:
+        report.lacks("a part of the losses", f"{METRICS}: {unread}", RESTORE)
     report.tokens = report.tokens_before + int(curves[0].tokens_N[-1])
     for curve in curves:
         _add_loss(report, curve)
@@ -145,6 +164,11 @@ def _add_loss(report: Report, curve: LossCurve) -> None:
     where = "held out" if curve.held_out else "training"
     slope = curve.slope()
     line = report.add(f"loss/{curve.kind}", f"loss, {curve.kind}, {where}", curve.last, "nats", report.loss_limit)
+    if math.isnan(curve.last.value):
+        finite_N = curve.tokens_N[np.isfinite(curve.loss_N)]
+        before = f"the last finite one after {short_count(int(finite_N[-1]))} tokens" if len(finite_N) else "none is"
+        report.lacks(f"slope/{curve.kind}", f"its losses are not finite ({before})", "find out why the run diverged")
+        return
     if slope is None:
         report.lacks(f"slope/{curve.kind}", "fewer than 4 losses in the last doubling of its tokens", "wait for more")
         return
@@ -170,7 +194,7 @@ def _add_model(
         return
     try:
         with newest_exported(run, recipe, corpus) as exported:
-            report.checkpoint = exported.checkpoint
+            report.checkpoint, report.held_out = exported.checkpoint, sources.held_out.name
             report.tokens = report.tokens_before + exported.state.tokens
             console.print(f"measuring {exported.checkpoint} of {run} on {sources.held_out.name}")
             bigram = None

@@ -5,8 +5,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from megatron_music.cluster.run_lines import has_ended, measured_lines, run_folders
+from megatron_music.cluster.run_lines import has_ended, read_measured, run_folders
 from megatron_music.errors import InputError
+from megatron_music.progress import console
 from megatron_music.recipe.phases import phase_spans, step_at
 from megatron_music.recipe.recipe import Recipe
 from megatron_music.scaling.counts import Counted, parameters_of, run_flops
@@ -38,6 +39,11 @@ class Point:
     flops: float | None = None
     learning_rate_left: float | None = None
     measured_on: str = ""
+
+    @property
+    def has_decayed(self) -> bool:
+        """Whether the loss is known, and is of a learning rate that had decayed."""
+        return "loss" in self.losses and self.learning_rate_left is not None and self.learning_rate_left <= DECAYED
 
 
 @dataclass(frozen=True)
@@ -110,12 +116,11 @@ class _Run:
 
     @classmethod
     def read(cls, folder: Path) -> "_Run":
-        trained, held_out = [], []
-        for line in measured_lines(folder / METRICS):
-            if line.get("learning_rate") is not None and line.get("loss") is not None:
-                trained.append(line)
-            elif line.get("validation/loss") is not None:
-                held_out.append(line)
+        found = read_measured(folder / METRICS)
+        if found.unread.count:
+            console.print(f"{folder / METRICS}: {found.unread} and is passed over")
+        trained = [line for line in found.lines if line.get("learning_rate") is not None and "loss" in line]
+        held_out = [line for line in found.lines if "validation/loss" in line]
         return cls(folder, Recipe.load(folder / "recipe.yaml"), trained, held_out, has_ended(folder))
 
     def points(self, options: Options, held_out: bool) -> list[Point]:
@@ -128,6 +133,9 @@ class _Run:
             raise InputError(self.folder, what, "leave it out until it has ended, or take it as it is: --unfinished")
         steps = [span.last_step for span in spans if span.last_step < last] if options.phase_ends else []
         found = [self._point(step, held_out, step_at(spans, step - 1).tokens_after) for step in [*steps, last]]
+        if "loss" not in found[-1].losses:
+            what = f"the last {_called(held_out)}, after step {last}, is not finite: the run has diverged"
+            raise InputError(self.folder / METRICS, what, "leave the run out")
         size = Vocabulary.load(self.recipe.vocabulary).padded_size
         return [
             replace(
@@ -136,15 +144,13 @@ class _Run:
                 flops=run_flops(self.recipe, size) if point.tokens == spans[-1].last_token else None,
             )
             for point in found
-            # The rate is not known where no step before had a loss that was a number.
-            if point is found[-1] or (point.learning_rate_left is not None and point.learning_rate_left <= DECAYED)
+            if point is found[-1] or point.has_decayed
         ]
 
     def _last_step(self, held_out: bool) -> int:
         lines = self.held_out if held_out else self.trained
         if not lines or not lines[-1]["step"]:
-            what = "held-out loss" if held_out else "loss"
-            raise InputError(self.folder / METRICS, f"holds no {what} of a trained step",
+            raise InputError(self.folder / METRICS, f"holds no {_called(held_out)} of a trained step",
                              "leave the run out, or choose the other --loss")  # fmt: skip
         return lines[-1]["step"]
 
@@ -169,14 +175,21 @@ class _Run:
         )
 
 
+def _called(held_out: bool) -> str:
+    return "held-out loss" if held_out else "loss"
+
+
 def _losses(lines: Sequence[dict[str, Any]], prefix: str) -> dict[str, float]:
-    """Mean nats by name: ``loss``, and by kind those of ``loss/vocal``, ... that every line has."""
+    """Mean nats by name: ``loss``, and by kind those of ``loss/vocal``, ... that every line has.
+
+    Those that were no finite numbers, as of an update that was skipped, are left out; nothing where all are.
+    """
     names = [
         name for name in (lines[0] if lines else ()) if name == f"{prefix}loss" or name.startswith(f"{prefix}loss/")
     ]
     found = {}
     for name in names:
-        values = [line.get(name) for line in lines]
-        if None not in values:
+        values = [line[name] for line in lines if line.get(name) is not None]
+        if values and all(name in line for line in lines):
             found[name.removeprefix(prefix).removeprefix("loss/")] = sum(values) / len(values)
     return found

@@ -45,8 +45,11 @@ class Limit(_Sourced):
     def judge(self, found: Interval) -> Judgement:
         """Good or bad where the whole interval is; the value alone where there is no interval.
 
-        Bad where it is both: surely more than nothing may surely be too little.
+        Bad where it is both: surely more than nothing may surely be too little. Bad also where the value is no number,
+        as of a network that has diverged.
         """
+        if math.isnan(found.value):
+            return "bad"
         low = found.value if found.low is None else found.low
         high = found.value if found.high is None else found.high
         if _beyond(low, self.no_go_above) or _beyond(self.no_go_below, high):

@@ -1,6 +1,7 @@
 """From measured lines to a verdict, and both in words and as JSON."""
 
 import json
+import math
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -49,7 +50,9 @@ class Line:
 
     def as_dict(self) -> dict[str, Any]:
         """All of it that there is, for JSON."""
-        told = {"measure": self.measure, "title": self.title.strip(), "unit": self.unit, **self.found.as_dict()}
+        # JSON knows no number that is none.
+        found = {name: None if math.isnan(number) else number for name, number in self.found.as_dict().items()}
+        told = {"measure": self.measure, "title": self.title.strip(), "unit": self.unit, **found}
         if self.reach is not None:
             told["reach"] = self.reach
         if self.limit is not None:
@@ -62,6 +65,7 @@ class Report:
     """A run as the gate finds it.
 
     Attributes:
+        corpus, held_out: the folder that it was measured on, and which of its sources, None where none was.
         tokens: that the checkpoint was trained on; without one, those of the last loss. Those of runs that it branched
             off from, ``tokens_before``, count.
         missing: what could not be measured, why, and how to get it.
@@ -70,6 +74,8 @@ class Report:
 
     run: str
     recipe: str
+    corpus: str = ""
+    held_out: str | None = None
     verdict: Verdict = "not-yet"
     reasons: list[str] = field(default_factory=list)
     tokens: int = 0
@@ -131,7 +137,7 @@ def decide(report: Report, thresholds: Thresholds) -> Report:
 
 def _hopeless(line: Line) -> bool:
     """Whether a bad measure of a run that goes on will stay bad: of a loss, as far as its slope tells."""
-    if not line.measure.startswith("loss/"):
+    if not line.measure.startswith("loss/") or math.isnan(line.found.value):
         return True
     return line.reach is not None and line.limit.judge(Interval(line.reach)) == "bad"
 
@@ -150,11 +156,11 @@ def report_text(report: Report) -> str:
     budget = f"; budget {short_count(report.budget_tokens)}" if report.budget_tokens else ""
     size = f"{short_count(report.parameters)} parameters, " if report.parameters else ""
     codec = f", {report.codec['name']} ({report.codec.get('class', 'no class')})" if report.codec else ""
-    text = [f"{report.run}: {report.recipe}, {size}{trained}{budget}{codec}", ""]
+    text = [f"{report.run}: {report.recipe}, {size}{trained}{budget}{codec}", f"corpus: {report.corpus}", ""]
     if report.model:
         following, sampled = report.model.get("following"), report.model["audio_positions_sampled"]
         songs = f"{following['documents']} documents of {following['songs']} songs and " if following else ""
-        text[1:] = [f"measured on {songs}{sampled:,} sampled ids", ""]
+        text[2:] = [f"measured on {report.held_out}: {songs}{sampled:,} sampled ids", ""]
     if report.lines:
         text += [table(rows), ""]
     text += [f"not measured: {lack['measure']}: {lack['why']}; {lack['how']}" for lack in report.missing]
@@ -181,6 +187,8 @@ def _range(line: Line, form: str) -> str:
 
 
 def _number(value: float, unit: str) -> str:
+    if math.isnan(value):
+        return "not finite"
     if unit == "share":
         return f"{value:.1%}"
     return f"{value:+.4f}" if unit == "nats more" else f"{value:.3f}"

@@ -102,7 +102,9 @@ def test_empty_damaged_and_old_files(tmp_path):
     assert status_of(RunLines(empty), now=0.0).state == "empty"
     assert "nothing is measured yet" in one_run(status_of(RunLines(empty), now=0.0))
     damaged = write(tmp_path / "damaged", [], '{"step": 1, "learning_rate": \n[1, 2]\n\x00\x00\n"event": \n')
-    assert status_of(RunLines(damaged), now=0.0).step == 0
+    now = status_of(RunLines(damaged), now=0.0)
+    assert (now.step, now.unread) == (0, "line 1 and 3 more can't be read")
+    assert "nothing is measured yet; metrics.jsonl: line 1 and 3 more can't be read" in one_run(now)
     old = step_line(7)
     del old["time"], old["mfu"], old["task/lyrics_to_song"]
     old = status_of(RunLines(write(tmp_path / "old", [old])), now=5000.0)
@@ -110,6 +112,22 @@ def test_empty_damaged_and_old_files(tmp_path):
     assert "phase warm-up, step 7" in one_run(old)
     table = status_text([status_of(lines, now=0.0) for lines in runs_in([tmp_path])])
     assert [line.split()[0] for line in table.splitlines()] == ["run", "damaged", "empty", "old"]
+
+
+def test_a_loss_that_is_not_finite_is_told_as_it_is(tmp_path):
+    """And not as the last that was: of the last step, and held out. A step that was passed has none."""
+    lost = step_line(11, **{"loss": None, "loss/vocal": None})
+    passed = {name: value for name, value in step_line(12).items() if "loss" not in name}
+    held_out = {"step": 12, "time": 1012.0, "validation/loss": None, "validation/loss/vocal": None}
+    sampled = {"step": 10, "time": 1010.5, "invalid_token_share": 0.125}
+    run = write(tmp_path / "run", [step_line(10), sampled, lost, passed, held_out])
+    now = status_of(RunLines(run), now=1012.0)
+    assert now.losses == {"loss": None, "loss/vocal": None, "task/lyrics_to_song": 7.0}
+    assert now.held_out == {"loss": None, "loss/vocal": None} and now.trends["loss"] == [8.0]
+    rows = [line.split() for line in one_run(now).splitlines()]
+    assert ["all", "▁", "not", "finite", "not", "finite"] in rows
+    assert "invalid tokens: 12.5%, after step 10" in one_run(now)
+    assert status_text([now, now]).splitlines()[1].count("not finite") == 2
 
 
 def test_a_run_has_ended_where_its_last_line_says_so(tmp_path):

@@ -1,6 +1,7 @@
 """`evaluate model` as a whole: what is copied of the training songs, probes, and the file that the report reads."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -158,3 +159,16 @@ def test_wrong_files_are_told_in_one_line_before_the_network_is_read(scene, foun
     monkeypatch.chdir(scene)
     result = CliRunner().invoke(app, ["evaluate", "model", "runs/hf", "train", "held_out", *options])
     assert isinstance(result.exception, InputError) and told in str(result.exception)
+
+
+@pytest.mark.parametrize(("tasks", "is_refused"), [(["residual"], True), (["residual", "lyrics_to_song"], False)])
+def test_a_model_of_stage_2_is_refused(scene, tmp_path, tasks, is_refused):
+    """It knows all ids of stage 1, and would be measured without a word."""
+    model = tmp_path / "hf"
+    shutil.copytree(scene / "runs" / "hf", model)
+    sources = {task: {"task": task, "options": {}, "shares": {}} for task in tasks}
+    (model / "documents.json").write_text(json.dumps({"context_tokens": 256, "sources": sources}))
+    # The next thing that is looked at is a source that is not there.
+    told = "hf: is of stage 2: it learned residual alone" if is_refused else "gone.bin: no such file"
+    with pytest.raises(InputError, match=told):
+        model_evaluation(model, ModelRequest(scene / "gone", scene / "held_out"))

@@ -90,7 +90,7 @@ def test_a_run_of_shuffled_codes_is_a_no_go(shuffled):
     assert any(reason.startswith("loss with frames in another order is bad") for reason in shuffled.reasons)
 
 
-def test_text_and_json_tell_the_same(learned):
+def test_text_and_json_tell_the_same(learned, runs):
     told = json.loads(json.dumps(learned.as_dict()))
     assert (told["format"], told["version"], told["verdict"]) == ("megatron-music gate", 1, "go")
     text = report_text(learned)
@@ -99,6 +99,10 @@ def test_text_and_json_tell_the_same(learned):
         assert line["title"] in text and (line.get("judgement") is None or line["source"])
     for lack in told["missing"]:
         assert f"{lack['measure']}: {lack['why']}; {lack['how']}" in text
+    # A run that was copied reads the corpus of the first: it is named.
+    assert text.splitlines()[1:3] == [f"corpus: {told['corpus']}", text.splitlines()[2]]
+    assert told["corpus"] == str(runs / "learned_corpus") and told["held_out"] == "held_out"
+    assert text.splitlines()[2] == "measured on held_out: 24 documents of 6 songs and 800 sampled ids"
     # Two segments of three words; the same two in another order are the same song.
     assert told["model"]["following"]["songs"] == 6
 
@@ -167,6 +171,34 @@ def test_a_corpus_that_moved_is_named(own_run, runs):
         gate(own_run, Thresholds.load(), EFFORT, corpus=runs / "learned_corpus", held_out="speech")
 
 
+def test_a_run_of_stage_2_is_refused(runs, own_run, tmp_path):
+    """Its corpus has stage 1's sources too, which would be measured. Where it has moved, the losses tell the task."""
+    corpus = Path(shutil.copytree(runs / "learned_corpus", tmp_path / "corpus"))
+    about = json.loads((corpus / "reference.json").read_text())
+    (corpus / "reference.json").write_text(json.dumps(about | {"task": "residual"}))
+    settings = yaml.safe_load((own_run / "recipe.yaml").read_text())
+    line = f"{own_run}: is of stage 2: it learned residual alone, where models of stage 1 are measured; name one of sta"
+
+    def judged(mixture: dict, corpus: Path) -> Report:
+        settings["phases"][0]["mixture"] = mixture
+        (own_run / "recipe.yaml").write_text(yaml.safe_dump(settings | {"corpus": str(corpus)}))
+        return gate(own_run, Thresholds.load(), EFFORT)
+
+    with pytest.raises(InputError, match=line):
+        judged({"reference": 1}, corpus)
+    lines = (own_run / "metrics.jsonl").read_text()
+    (own_run / "metrics.jsonl").write_text(lines.replace('"task/lyrics_to_song"', '"task/residual"'))
+    shutil.rmtree(own_run / "checkpoints")
+    # Of both stages, as far as its losses tell.
+    assert judged({"reference": 1}, tmp_path / "gone").verdict == "not-yet"
+    lines = (own_run / "metrics.jsonl").read_text()
+    (own_run / "metrics.jsonl").write_text(lines.replace('"task/reference"', '"task/residual"'))
+    with pytest.raises(InputError, match=line):
+        judged({"reference": 1}, tmp_path / "gone")
+    # A corpus of both, and a run that reads both, is one of stage 1.
+    assert judged({"reference": 1, "lyrics_to_song": 1}, corpus).verdict == "not-yet"
+
+
 def test_sources_are_found_by_task_and_by_what_the_run_reads(runs, tmp_path):
     recipe = Recipe.load(runs / "learned" / "recipe.yaml")
     corpus = runs / "learned_corpus"
@@ -190,9 +222,9 @@ def test_training_losses_stand_in_where_none_are_held_out(own_run):
     kept = "".join(line for line in lines if "validation/" not in line)
     (own_run / "metrics.jsonl").write_text(kept + '{"step": 200, "loss/vocal": 9, "learning_rate": 1')
     recipe = Recipe.load(own_run / "recipe.yaml")
-    vocal, accompaniment = loss_curves(own_run, recipe)
+    (vocal, accompaniment), unread = loss_curves(own_run, recipe)
     losses = [line["loss/vocal"] for line in map(json.loads, kept.splitlines()) if "loss/vocal" in line]
-    assert (vocal.kind, accompaniment.kind, vocal.held_out) == ("vocal", "accompaniment", False)
+    assert (vocal.kind, accompaniment.kind, vocal.held_out, unread) == ("vocal", "accompaniment", False, "")
     assert vocal.loss_N.tolist() == losses and vocal.tokens_N[-1] == 118 * 1024
     mean, half = np.mean(losses[-20:]), stats.t.ppf(0.975, len(losses[-20:]) - 1) * stats.sem(losses[-20:])
     last = vocal.last
@@ -200,10 +232,59 @@ def test_training_losses_stand_in_where_none_are_held_out(own_run):
     assert replace(vocal, loss_N=np.array([3.0])).last == Interval(3.0)
     shutil.rmtree(own_run / "checkpoints")
     assert "its own training data" in unmeasured(gate(own_run, Thresholds.load(), EFFORT), "held-out loss")
-    diverged = {"validation/loss": None, "validation/loss/vocal": None}
-    for nothing in ("", json.dumps({"step": 1} | diverged) + "\n"):
-        (own_run / "metrics.jsonl").write_text(nothing)
-        assert unmeasured(gate(own_run, Thresholds.load(), EFFORT), "loss") == "has no loss of audio tokens yet"
+    (own_run / "metrics.jsonl").write_text("")
+    assert unmeasured(gate(own_run, Thresholds.load(), EFFORT), "loss") == "has no loss of audio tokens yet"
+
+
+def test_lines_that_can_not_be_read_are_told(own_run):
+    shutil.rmtree(own_run / "checkpoints")
+    metrics = own_run / "metrics.jsonl"
+    whole = gate(own_run, Thresholds.load(), EFFORT)
+    first, *lines = metrics.read_text().splitlines(keepends=True)
+    metrics.write_text(
+        "".join([first, '{"step": 5, "learning_rate": 0.1, "lo\n', *lines, "\n", "\x00\x00\x00\n", '{"st'])
+    )
+    report = gate(own_run, Thresholds.load(), EFFORT)
+    assert unmeasured(report, "a part of the losses") == "metrics.jsonl: line 2 and 1 more can't be read"
+    assert [line.as_dict() for line in report.lines] == [line.as_dict() for line in whole.lines]
+    metrics.write_text("all is\nlost\n")
+    assert unmeasured(gate(own_run, Thresholds.load(), EFFORT), "loss") == (
+        "line 1 and 1 more can't be read, and no other has a loss of audio tokens")  # fmt: skip
+
+
+def test_a_run_that_has_diverged_is_told_as_it_is(own_run):
+    """Bad, whatever its losses were before; and no-go from half of its budget on."""
+    shutil.rmtree(own_run / "checkpoints")
+    lines = [json.loads(line) for line in (own_run / "metrics.jsonl").read_text().splitlines()]
+    for line in lines:
+        if line["step"] > 80 and "validation/loss" in line:
+            line |= {"validation/loss": None, "validation/loss/vocal": None}
+    (own_run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    reports = [gate(own_run, Thresholds.load(), EFFORT, budget_tokens=factor * TOKENS) for factor in (3, 2)]
+    assert [report.verdict for report in reports] == ["not-yet", "no-go"]
+    assert judgements(reports[0]) == {"loss/vocal": "bad", "loss/accompaniment": "good"}
+    why = "its losses are not finite (the last finite one after 81.92k tokens)"
+    assert unmeasured(reports[0], "slope/vocal") == why
+    told = {line["measure"]: line for line in json.loads(json.dumps(reports[1].as_dict(), allow_nan=False))["lines"]}
+    assert (told["loss/vocal"]["value"], told["loss/vocal"]["judgement"]) == (None, "bad")
+    assert reports[1].reasons[1].startswith("loss, vocal, held out is bad: not finite (go below")
+
+
+@pytest.mark.parametrize(
+    ("held_out", "finite", "last"),
+    [
+        (True, [True] * 29 + [False], np.nan),
+        (True, [True] * 28 + [False, True], 29.0),
+        (False, [True] * 10 + [False] * 20, np.nan),
+        # An update that was skipped is no loss, and hides none.
+        (False, [True] * 29 + [False], np.mean(range(10, 29))),
+    ],
+)
+def test_the_loss_now_is_finite_where_the_latest_are(held_out, finite, last):
+    losses = np.where(finite, np.arange(30.0), np.nan)
+    curve = LossCurve("vocal", held_out, np.arange(1, 31) * 1000.0, losses, np.full(30, 8192))
+    assert curve.last.value == pytest.approx(last, nan_ok=True)
+    assert (curve.slope() is None) == np.isnan(last)
 
 
 def test_the_slope_is_that_of_a_planted_line():

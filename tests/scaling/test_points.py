@@ -140,6 +140,30 @@ def test_ends_of_phases_count_where_the_rate_had_decayed(bare_recipe, tmp_path):
         assert (point.name, point.tokens) == ("decayed", spans[1].last_token)
 
 
+def test_a_run_that_has_diverged_is_no_point_at_an_earlier_step(bare_recipe, tmp_path, capsys):
+    """While a step without a finite loss among others, as of an update that was skipped, changes nothing else."""
+    write_run(bare_recipe, tmp_path / "run")
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    lines = [json.loads(line) for line in metrics.read_text().splitlines()[:-1]]
+    steps, held_out = ([line for line in lines if name in line] for name in ("loss", "validation/loss"))
+    last = steps[-1]["step"]
+
+    def points_where(lost, loss):
+        text = [json.dumps(line | {name: None for name in line if "loss" in name and line in lost}) for line in lines]
+        metrics.write_text("".join(f"{line}\n" for line in [*text[:3], "no line", *text[3:]]))
+        return read_points([tmp_path / "run"], Options(loss=loss))
+
+    for lost, loss, what in ((held_out[-1:], "held_out", "held-out loss"), (steps[-20:], "training", "loss")):
+        with pytest.raises(InputError) as caught:
+            points_where(lost, loss)
+        told = f"{metrics}: the last {what}, after step {last}, is not finite: the run has diverged; leave the run out"
+        assert str(caught.value) == told
+    (point,) = points_where(steps[-1:], "training")
+    tail = [line["loss"] for line in steps[:-1] if line["tokens"] >= 0.95 * steps[-1]["tokens"]]
+    assert point.losses["loss"] == pytest.approx(sum(tail) / len(tail)) and point.tokens == steps[-1]["tokens"]
+    assert f"{metrics}: line 4 can't be read and is passed over" in "".join(capsys.readouterr().err.split("\n"))
+
+
 def test_an_unfinished_run_is_named_with_its_tokens_or_taken_as_it_is(bare_recipe, tmp_path):
     recipe = write_run(bare_recipe, tmp_path / "run", ended=False)
     with pytest.raises(InputError) as caught:

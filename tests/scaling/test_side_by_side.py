@@ -7,7 +7,7 @@ from metric_lines import measured
 
 from megatron_music.errors import InputError
 from megatron_music.scaling.compare import compare
-from megatron_music.scaling.side_by_side import held_out_losses, read_runs, runs_table
+from megatron_music.scaling.side_by_side import held_out_losses, notes, read_runs, runs_table
 
 
 def test_a_finished_ladder_by_its_own_files(toy_ladder):
@@ -64,11 +64,29 @@ def ladder(tmp_path, toy_recipe):
 
 def test_runs_that_are_not_done_are_marked(ladder):
     small, large = read_runs([ladder])
-    assert (small.state, small.tokens, small.planned_tokens, small.losses) == ("silent", 60_000, 120_000, {"all": 3.0})
+    assert (small.state, small.tokens, small.planned_tokens) == ("silent", 60_000, 120_000)
     assert (large.state, large.tokens, large.losses) == ("not started", 0, {})
     shown = runs_table([small, large])
     assert "not done, so that their losses are not final: small, large" in shown
-    assert "not started" in shown and "no held-out loss" not in shown
+    assert "not started" in shown and "no held-out loss" not in shown and "invalid tokens:" not in shown
+
+
+def test_what_was_measured_last_is_told_as_it_is(ladder):
+    """A loss that was not finite, the step of the share of invalid tokens, and lines that can't be read."""
+    metrics = ladder / "runs" / "small" / "metrics.jsonl"
+    sampled = [{"step": 1, "invalid_token_share": 0.25}, {"step": 1, "time": 5.0, "event": "checkpoint"}]
+    with metrics.open("a") as file:
+        file.write("".join(json.dumps(line) + "\n" for line in sampled) + "\x00\x00\nhello\n" + '{"step": 2, "lo')
+    small, large = read_runs([ladder])
+    assert small.losses == {"all": 3.0, "vocal": None}
+    assert (small.invalid_token_share, small.invalid_token_step) == (0.25, 1)
+    assert small.unread == "line 7 and 1 more can't be read" and large.as_dict().keys().isdisjoint(["unread"])
+    heading, row, *_ = runs_table([small, large]).splitlines()
+    assert heading.split()[5:8] == ["all", "vocal", "invalid"]
+    assert row.split("120k")[1].split() == ["3.000", "not", "finite", "25.0%", "at", "step", "1", "9"]
+    told = notes([small, large])
+    assert f"{metrics}: line 7 and 1 more can't be read" in told
+    assert any(line.startswith("invalid tokens: of the few samples") for line in told)
 
 
 def test_a_ladder_that_was_moved_finds_its_runs(ladder, tmp_path_factory):
