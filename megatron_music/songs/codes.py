@@ -6,7 +6,7 @@ a row as ``shard.parquet#ID/TRACK``. Shards carry checksums, so that damage is f
 that stays in range can't be told from a sound one.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import islice
@@ -57,13 +57,6 @@ def write_codes_shard(path: str | Path, rows: Iterable[CodesRow]) -> None:
     with atomic_path(path) as temporary, pq.ParquetWriter(temporary, SHARD_SCHEMA, **options) as writer:
         while group := list(islice(rows, ROWS_PER_GROUP)):
             writer.write_table(pa.Table.from_pylist([_row(row) for row in group], schema=SHARD_SCHEMA))
-
-
-def read_codes_shard(path: str | Path) -> Iterator[CodesRow]:
-    """All rows of a shard in its order; raises Rejected where the shard can't be read."""
-    shard = _Shard(Path(path))
-    for position in range(shard.rows):
-        yield shard.row(position)
 
 
 def load_codes(song: Song, track: str, codec: CodecRange) -> np.ndarray:
@@ -149,7 +142,6 @@ class _Shard:
         except Exception as error:  # a corrupt footer can make pyarrow raise almost anything
             raise Rejected("codes_unreadable", f"{path} is not a whole shard of codes ({error})") from None
         self._positions = {key: i for i, key in enumerate(zip(names["id"], names["track"], strict=True))}
-        self.rows = len(names["id"])
         sizes = [self._file.metadata.row_group(i).num_rows for i in range(self._file.num_row_groups)]
         self._group_starts = np.cumsum([0, *sizes])
         self._group, self._rows = -1, []

@@ -4,7 +4,7 @@ import random
 import numpy as np
 import pytest
 
-from megatron_music.songs.codes import CodesRow, load_codes, read_codes_shard, write_codes_shard
+from megatron_music.songs.codes import CodesRow, load_codes, write_codes_shard
 from megatron_music.songs.song import Rejected, Song
 from megatron_music.vocabulary.vocabulary import CodecRange
 
@@ -86,9 +86,6 @@ def test_a_header_that_promises_terabytes_is_rejected(tmp_path):
 def test_a_shard_gives_back_every_row(tmp_path):
     rows = _rows(20)
     write_codes_shard(tmp_path / "codes-00000.parquet", iter(rows))
-    for row, back in zip(rows, read_codes_shard(tmp_path / "codes-00000.parquet"), strict=True):
-        assert (back.id, back.track, back.codec) == (row.id, row.track, row.codec)
-        assert np.array_equal(back.codes_KT, row.codes_KT)
     for row in random.Random(0).sample(rows, len(rows)):
         song = Song(row.id, {row.track: row.reference("codes-00000.parquet")}, folder=tmp_path)
         assert np.array_equal(load_codes(song, row.track, CODEC), row.codes_KT)
