@@ -124,16 +124,21 @@ def ladder_table(rungs: Sequence[Rung], gpu: str) -> str:
     rows = [[*heading, "GPUs", "GPU-hours"]]
     for rung in rungs:
         network, cluster = rung.recipe.network, rung.plan.cluster
-        batch = max(phase.step_tokens for phase in rung.recipe.phases)
+        batches = sorted({phase.step_tokens for phase in rung.recipe.phases})
         rate = max(max(phase.learning_rate.start, phase.learning_rate.end) for phase in rung.recipe.phases)
         rows.append([
             rung.name, f"{network.layers} x {network.hidden_size}", short_count(rung.parameters),
-            short_count(rung.all_parameters), short_count(rung.tokens), short_count(batch), f"{rate:.2e}",
+            short_count(rung.all_parameters), short_count(rung.tokens), _extent(batches), f"{rate:.2e}",
             f"{phase_spans(rung.recipe)[-1].last_step:,}", f"{rung.flops:.2e}", f"{cluster.gpus:,} {gpu}",
             f"{_gpu_hours(rung):,.1f}",
         ])  # fmt: skip
     total = ["all", *[""] * 7, f"{sum(rung.flops for rung in rungs):.2e}", "", f"{sum(map(_gpu_hours, rungs)):,.1f}"]
     return table([*rows, total])
+
+
+def _extent(counts: Sequence[int]) -> str:
+    """The least and the most of ascending counts, or the only one."""
+    return " to ".join(dict.fromkeys(short_count(count) for count in (counts[0], counts[-1])))
 
 
 def _gpu_hours(rung: Rung) -> float:

@@ -4,6 +4,7 @@ import json
 import math
 
 import pytest
+import yaml
 from typer.testing import CliRunner
 
 from megatron_music import cli
@@ -85,6 +86,16 @@ def test_every_rung_loads_and_passes_plan(predictor, tmp_path):
         assert all(span.steps >= 10 for span in phase_spans(recipe))
     shown = ladder_table(rungs, "H800").splitlines()
     assert len(shown) == 6 and shown[1].split()[:4] == ["20M_20x", "9", "x", "384"]
+
+
+def test_the_table_shows_the_batches_of_all_phases(bare_recipe, tmp_path):
+    """A first phase with half of the other's batch."""
+    content = yaml.safe_load(bare_recipe.read_text())
+    content["phases"][0] |= {"batch_sequences": 4}
+    bare_recipe.write_text(yaml.safe_dump(content))
+    rungs = write_ladder(bare_recipe, tmp_path / "out", "24k", "1", Rule(0, 0), gpus=1)
+    assert [phase.step_tokens for phase in rungs[0].recipe.phases] == [4 * 64, 8 * 64]
+    assert "  256 to 512  " in ladder_table(rungs, "H800").splitlines()[1]
 
 
 def test_run_folders_follow_the_override(predictor, tmp_path):
