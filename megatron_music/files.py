@@ -31,11 +31,11 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
     """Yields a temporary sibling of ``path`` that takes its name once the block ends without an error.
 
     The content is flushed to disk before the rename, so that a crash leaves the old file or the new one. The block may
-    also create a folder under the yielded name; it then replaces a folder of the final name. A file never does: raises
-    InputError.
+    also create a folder under the yielded name; it then replaces a folder of the final name. A file never takes a
+    folder's place, nor a folder a file's: raises InputError.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     # A folder of our own keeps the final suffix on the temporary name: writers choose a format by it.
     workspace = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
     temporary = workspace / path.name
@@ -48,10 +48,24 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
             if temporary.is_file():
                 raise InputError(path, "is a folder", "name a file")
             path.rename(workspace / "replaced")
+        elif path.exists() and temporary.is_dir():
+            raise InputError(path, "is a file", "name a folder")
         os.replace(temporary, path)
         sync(path.parent)
     finally:
         shutil.rmtree(workspace, ignore_errors=True)
+
+
+def make_folder(path: str | os.PathLike) -> Path:
+    """Makes a folder, and those above it, where there is none; raises InputError where that can't be."""
+    path = Path(path)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise InputError(path, "is a file or lies below one", "name a folder") from None
+    except PermissionError as error:
+        raise InputError(path, f"can't be made ({error.strerror})", "name a folder that can be written") from None
+    return path
 
 
 def sync(path: str | os.PathLike) -> None:

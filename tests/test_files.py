@@ -5,7 +5,7 @@ import codecs
 import pytest
 
 from megatron_music.errors import InputError
-from megatron_music.files import NotText, atomic_path, parse_json, read_json, read_text, read_yaml, write_json
+from megatron_music.files import NotText, atomic_path, make_folder, parse_json, read_json, read_text, read_yaml, write_json
 
 
 def test_a_file_appears_only_when_its_block_has_ended(tmp_path):
@@ -43,6 +43,18 @@ def test_a_file_replaces_no_folder(tmp_path):
     with pytest.raises(InputError, match="folder: is a folder; name a file"):
         write_json(tmp_path / "folder", {})
     assert [path.name for path in tmp_path.rglob("*")] == ["folder", "old"]
+
+
+def test_a_folder_replaces_no_file_and_is_made_in_none(tmp_path):
+    (tmp_path / "file").write_text("old")
+    with pytest.raises(InputError, match="file: is a file; name a folder"), atomic_path(tmp_path / "file") as temporary:
+        temporary.mkdir()
+    for path in (tmp_path / "file", tmp_path / "file" / "deep"):
+        for make in (make_folder, lambda folder: write_json(folder / "a.json", {})):
+            with pytest.raises(InputError, match=f"{path}: is a file or lies below one; name a folder"):
+                make(path)
+    assert (tmp_path / "file").read_text() == "old" and len(list(tmp_path.iterdir())) == 1
+    assert make_folder(tmp_path / "new" / "deep") == make_folder(tmp_path / "new" / "deep")
 
 
 def test_json_survives_and_damage_is_named_with_its_line(tmp_path):

@@ -15,8 +15,8 @@ import torch
 import torch.distributed as dist
 
 from megatron_music.engine import processes
-from megatron_music.errors import InputError
 from megatron_music.exits import ExitCode, RunEnded
+from megatron_music.files import make_folder
 from megatron_music.tables import table
 from megatron_music.training.watchdog import Watchdog
 
@@ -70,10 +70,7 @@ def preflight(folder: Path, processes_per_node: int | None = None) -> None:
     """
     from megatron_music.engine.elastic import nodes, start
 
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(folder, f"can't be a run's folder ({error.strerror})", "name another") from None
+    make_folder(folder)
     if processes.started_by_a_launcher() and (nodes() == 1 or processes_per_node is None):
         run_process(folder)
     else:

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from megatron_music.errors import InputError
+from megatron_music.files import make_folder
 
 _LOCK = ".lock"
 _TEMPORARY = re.compile(r"\.(?P<name>.+)\.[a-z0-9_]{8}")
@@ -21,13 +22,7 @@ def workplace(folder: str | Path, shared: bool = False) -> Iterator[Path]:
     lets others in that say the same, as the tasks of one job do, and clears nothing. Raises InputError where the name
     is taken by a file or another run is at work in the folder.
     """
-    folder = Path(folder)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError):
-        raise InputError(folder, "is a file or lies below one", "name a folder") from None
-    except OSError as error:
-        raise InputError(folder, f"can't be made ({error.strerror})", "name a folder that can be written") from None
+    folder = make_folder(folder)
     with open(folder / _LOCK, "w") as lock:
         try:
             fcntl.flock(lock, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)

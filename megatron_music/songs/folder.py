@@ -42,7 +42,7 @@ from typing import Any
 import soundfile
 
 from megatron_music.errors import InputError
-from megatron_music.files import NotText, parse_json, read_text, write_text
+from megatron_music.files import NotText, make_folder, parse_json, read_text, write_text
 from megatron_music.progress import track
 from megatron_music.songs.alignment import TimedSection, tile, timed_sections
 from megatron_music.songs.labels import plain_label
@@ -139,10 +139,7 @@ def manifest_of_folder(
     folder, out = Path(folder), Path(out)
     if not folder.is_dir():
         raise InputError(folder, "is no folder", "name a folder of recordings")
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(out, f"can't be made a folder ({error.strerror})", "name another") from None
+    make_folder(out)
     summary = FolderSummary()
     rejects: list[Reject] = []
     paired = pair(_files(folder, out, summary, rejects))

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_music.errors import InputError
-from megatron_music.files import read_json
+from megatron_music.files import make_folder, read_json
 from megatron_music.progress import console
 
 BEAT_SECONDS = 10.0
@@ -51,7 +51,7 @@ class RunLock:
 
     def take(self) -> None:
         """Raises InputError that names the host and process of another job that holds the folder."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(self.path.parent)
         descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
         try:
             self._wait_for_another_machine(self._lock(descriptor))

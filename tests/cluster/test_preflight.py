@@ -39,5 +39,5 @@ def test_what_is_half_as_fast_as_the_others_is_not_fit():
 
 def test_a_folder_that_is_none_is_bad_input(tmp_path):
     (tmp_path / "run").write_text("")
-    with pytest.raises(InputError, match="run: can't be a run's folder"):
+    with pytest.raises(InputError, match="run: is a file or lies below one; name a folder"):
         preflight(tmp_path / "run")

@@ -255,7 +255,7 @@ def test_a_folder_without_songs_is_told_in_one_line(folder, out):
         manifest_of_folder(folder, out)
     assert _rules(out) == [("junk", "audio_unreadable")]
     assert not (out / "manifest.jsonl").exists()
-    with pytest.raises(InputError, match=r"junk.wav: can't be made a folder \(File exists\)"):
+    with pytest.raises(InputError, match="junk.wav: is a file or lies below one; name a folder"):
         manifest_of_folder(folder, folder / "junk.wav")
 
 

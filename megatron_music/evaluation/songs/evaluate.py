@@ -16,6 +16,7 @@ from megatron_music.evaluation.songs.inputs import F0, SongFiles, songs_in
 from megatron_music.evaluation.songs.networks import Named, Networks
 from megatron_music.evaluation.songs.scores import read_scores
 from megatron_music.evaluation.songs.song import Found, Job, measure
+from megatron_music.files import make_folder
 from megatron_music.parallel import Workers
 from megatron_music.progress import track
 from megatron_music.tables import table
@@ -132,11 +133,7 @@ def _store(out: Path, folders: Sequence[str | Path]) -> Path:
     store = out / STORE
     if out.exists() and not (out.is_dir() and (store.is_dir() or (out / FILE).is_file() or not any(out.iterdir()))):
         raise InputError(out, "exists and is no evaluation", "name a new folder with --out")
-    try:
-        store.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(out, f"can't be made a folder ({error.strerror})", "name another with --out") from None
-    return store
+    return make_folder(store)
 
 
 def _measured(systems: list[list[Job]], processes: int | None) -> Iterator[list[Found]]:
