@@ -83,20 +83,3 @@ def bare_recipe(tmp_path, repository) -> Path:
     """The file of the same recipe over a corpus that is not there."""
     vocabulary = repository / "tests" / "data" / "tiny_vocabulary.yaml"
     return write_recipe(tmp_path / "recipe" / "toy.yaml", tmp_path / "corpus", vocabulary)
-
-
-@pytest.fixture(scope="session")
-def toy_ladder(toy_recipe, tmp_path_factory) -> Path:
-    """A ladder's folder: two sizes and two ratios, all runs trained to their end.
-
-    Every test file that asks for it may train it again: half a minute.
-    """
-    import scaling_workers
-
-    from megatron_music.engine.processes import launch
-    from megatron_music.scaling.ladder import write_ladder
-
-    folder = tmp_path_factory.mktemp("ladder")
-    rungs = write_ladder(toy_recipe, folder, sizes="6k,24k", tokens_per_parameter="0.5,1", gpus=1)
-    launch(scaling_workers.train_all, 1, [rung.recipe for rung in rungs])
-    return folder

@@ -3,43 +3,9 @@
 import json
 
 import pytest
-from metric_lines import measured
 
 from megatron_music.errors import InputError
-from megatron_music.scaling.compare import compare
 from megatron_music.scaling.side_by_side import held_out_losses, notes, read_runs, runs_table
-
-
-def test_a_finished_ladder_by_its_own_files(toy_ladder):
-    runs = read_runs([toy_ladder])
-    rungs = json.loads((toy_ladder / "ladder.json").read_text())["rungs"]
-    assert [run.name for run in runs] == [rung["name"] for rung in rungs]
-    for run, rung in zip(runs, rungs, strict=True):
-        assert (run.state, run.parameters, run.tokens) == ("done", rung["parameters"], rung["tokens"])
-        lines = measured(toy_ladder / "runs" / rung["name"] / "metrics.jsonl")
-        held_out = [line for line in lines if "validation/loss" in line][-1]
-        expected = {name.split("/")[-1]: value for name, value in held_out.items() if name.startswith("validation/l")}
-        assert run.losses == {"all" if kind == "loss" else kind: value for kind, value in expected.items()}
-        assert set(run.losses) == {"all", "text", "special", "vocal", "accompaniment"}
-    shown = runs_table(runs).splitlines()
-    assert len(shown) == 6 and "not done" not in shown[-1]
-    assert shown[1].split()[:2] == [rungs[0]["name"], "done"]
-    assert f"{runs[0].losses['vocal']:.3f}" in shown[1]
-    # The runs themselves, and their folder, are the same runs; each is shown once.
-    several = read_runs([toy_ladder, toy_ladder / "runs", toy_ladder / "runs" / runs[0].name])
-    assert [run.as_dict() for run in several] == [run.as_dict() for run in runs]
-
-
-def test_the_page_of_runs(toy_ladder, tmp_path):
-    text = compare([toy_ladder], tmp_path / "out")
-    runs = read_runs([toy_ladder])
-    assert text == f"{runs_table(runs)}\nwritten: {tmp_path / 'out' / 'comparison.html'}"
-    content = json.loads((tmp_path / "out" / "comparison.json").read_text())
-    assert content["runs"] == [run.as_dict() for run in runs] == json.loads(compare([toy_ladder], None, as_json=True))
-    page = (tmp_path / "out" / "comparison.html").read_text()
-    # A picture for each kind of audio, and a row for each run.
-    assert page.count("data:image/png;base64,") == 2
-    assert all(f"<bdi>{run.losses['vocal']:.3f}</bdi>" in page for run in runs)
 
 
 @pytest.fixture
