@@ -34,6 +34,7 @@ from megatron_music.songs.song import Segment, Song
 from megatron_music.songs.takes import Take, frame_count, tags, take_plans, timeline_of, written_instruments
 
 FILES = {"mix": "mix.flac", "vocals": "vocals.flac", "accompaniment": "instrumental.flac"}
+BESIDE = "song.json"
 ACCOMPANIMENT_DBFS = -24
 PEAK = 0.98
 
@@ -49,6 +50,9 @@ class SungLine:
 
 def render_songbook(source: Path, out: Path, takes: int = 1, seed: int = 0, processes: int | None = None) -> None:
     """Renders every ``*.abc`` of ``source`` to ``out/ID.tN/{mix,vocals,instrumental}.flac`` and ``out/manifest.jsonl``.
+
+    A recording's line of the manifest lies beside it too, as ``song.json``, by which `manifest` and `evaluate songs`
+    know its words and its tags.
 
     A recording that is complete and was made from the same song, take and program is kept; a change in any of them, or
     a run that was stopped, makes only what is missing. Raises InputError for the first song that can't be read.
@@ -70,7 +74,12 @@ def render_songbook(source: Path, out: Path, takes: int = 1, seed: int = 0, proc
         rendered = workers.map(partial(_render, out), [(song.path, take) for song, take in missing])
         for _ in track(rendered, "Rendering songs", len(missing)):
             pass
-    write_manifest(out / "manifest.jsonl", [_song_of(song, take, out) for song, take in songs])
+    written = [_song_of(song, take, out) for song, take in songs]
+    for song in written:
+        beside = out / song.id / BESIDE
+        if not beside.is_file():
+            write_manifest(beside, [song])
+    write_manifest(out / "manifest.jsonl", written)
 
 
 def _checked(path: Path) -> AbcSong:

@@ -1,5 +1,6 @@
 import hashlib
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ from scipy.signal import butter, sosfiltfilt
 
 from megatron_music.errors import InputError
 from megatron_music.songs.abc import read_abc
+from megatron_music.songs.folder import manifest_of_folder
 from megatron_music.songs.manifest import read_manifest
 from megatron_music.songs.phones import PHONES
 from megatron_music.songs.singing import SAMPLE_RATE, VOICES, lay_out, sing
@@ -162,6 +164,21 @@ def test_only_what_is_missing_or_changed_is_rendered(small_book, rendered):
     rendered_again = {path.parent.name for path in after if after[path] != before.get(path)}
     assert rendered_again == {"yankee_doodle.t1", "frere_jacques.t1"}
     assert digests(rendered / "yankee_doodle.t0") == digest
+
+
+def test_what_is_sung_lies_beside_the_sound(small_book, rendered, tmp_path):
+    """By which a folder of recordings is read; also where it was rendered before there was such a file."""
+    (rendered / "yankee_doodle.t1" / "song.json").unlink()
+    sound = (rendered / "yankee_doodle.t1" / "mix.flac").stat().st_mtime_ns
+    render_songbook(small_book, rendered, takes=2, processes=1)
+    assert (rendered / "yankee_doodle.t1" / "mix.flac").stat().st_mtime_ns == sound
+    manifest_of_folder(rendered, tmp_path)
+    own, found = (list(read_manifest(folder / "manifest.jsonl")) for folder in (rendered, tmp_path))
+    assert len(own) == 4
+    for song, again in zip(sorted(own, key=lambda song: song.id), found, strict=True):
+        assert replace(again, folder=song.folder, audio=song.audio, extra=song.extra) == song
+        assert all(again.audio_path(track).samefile(song.audio_path(track)) for track in song.audio)
+        assert again.extra["lines"] == song.extra["lines"]
 
 
 def test_takes_differ_and_their_tags_are_true(songbook):

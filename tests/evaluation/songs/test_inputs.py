@@ -1,11 +1,14 @@
 import json
 import os
+import shutil
 
 import pytest
 
 from megatron_music.errors import InputError
 from megatron_music.evaluation.songs.inputs import Labelled, read_prompt, songs_in
 from megatron_music.evaluation.songs.scores import read_scores
+from megatron_music.songs.manifest import read_manifest
+from megatron_music.songs.songbook import render_songbook
 
 
 def touch(folder, *names):
@@ -156,3 +159,18 @@ def test_scores_of_other_programs(tmp_path):
         path.write_text(text)
         with pytest.raises(InputError, match=message):
             read_scores(path)
+
+
+def test_songs_of_the_songbook_come_with_their_words(repository, tmp_path):
+    (tmp_path / "book").mkdir()
+    shutil.copy(repository / "examples" / "songbook" / "row_your_boat.abc", tmp_path / "book")
+    render_songbook(tmp_path / "book", tmp_path / "songs", processes=1)
+    [written] = read_manifest(tmp_path / "songs" / "manifest.jsonl")
+    [song] = songs_in(tmp_path / "songs")
+    prompt, problems = read_prompt(song, written.duration_s)
+    assert problems == []
+    assert prompt.lyrics.splitlines() == [line["text"] for line in written.extra["lines"]]
+    assert (prompt.tags, prompt.language) == (written.genres, "en")
+    assert [(one.label, one.start_s, one.end_s) for one in prompt.sections] == [
+        (one["label"], one["start"], one["end"]) for one in written.structure
+    ]
