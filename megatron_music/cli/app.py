@@ -22,6 +22,25 @@ LyricsTranslation = Annotated[
 Overrides = Annotated[
     list[str] | None, typer.Option("--set", help="Change a field: a.b=c. May be given several times.")
 ]
+Device = Annotated[str, typer.Option(help="Where networks run: cpu or cuda.")]
+Seed = Annotated[int, typer.Option(min=0, help="The same seed draws the same.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print all of it as JSON.")]
+Positions = Annotated[int, typer.Option(min=1, help="Audio positions sampled freely.")]
+
+# What a plan reckons with.
+GpuKind = Annotated[str, typer.Option(help="Their kind: A100, H100, H200 or H800.")]
+Mfu = Annotated[float, typer.Option(help="Share of the BF16 peak that is expected of them.")]
+
+# What a job of SLURM is submitted with.
+TimeLimit = Annotated[str | None, typer.Option(help="SLURM time limit.", show_default="the partition's")]
+Partition = Annotated[str | None, typer.Option(help="SLURM partition.", show_default="the cluster's")]
+Account = Annotated[str | None, typer.Option(help="SLURM account.")]
+Environment = Annotated[
+    str | None, typer.Option(help="Shell command that sets up `python` in the jobs.", show_default="this very Python")
+]
+Sbatch = Annotated[
+    list[str] | None, typer.Option(metavar="NAME=VALUE", help="Any other option of sbatch, such as exclude=node7.")
+]
 
 
 @app.callback()

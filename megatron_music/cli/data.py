@@ -5,7 +5,19 @@ from typing import Annotated
 
 import typer
 
-from megatron_music.cli.app import LyricsTranslation, Processes, app
+from megatron_music.cli.app import (
+    Account,
+    Environment,
+    LyricsTranslation,
+    Partition,
+    Processes,
+    Sbatch,
+    Seed,
+    TimeLimit,
+    app,
+)
+
+CorpusWeights = Annotated[str | None, typer.Option(help="The codec's weights.", show_default="the corpus' own")]
 
 
 @app.command(epilog="Example: megatron-music songbook runs/quickstart/songs --takes 6")
@@ -13,7 +25,7 @@ def songbook(
     out: Annotated[Path, typer.Argument(help="Folder for stems and manifest.")],
     source: Annotated[Path, typer.Option(help="Folder of .abc files.")] = Path("examples/songbook"),
     takes: Annotated[int, typer.Option(min=1, help="Renderings of every song: key, tempo, voice, band.")] = 1,
-    seed: Annotated[int, typer.Option(help="Seed of the takes.")] = 0,
+    seed: Seed = 0,
     processes: Processes = None,
 ) -> None:
     """Render the public-domain songs to vocals, accompaniment, mix and a manifest."""
@@ -92,17 +104,12 @@ def encode(
     gpus: Annotated[int, typer.Option(min=0, help="GPUs a task, on SLURM and Ray.")] = 0,
     cpus: Annotated[int, typer.Option(min=1, help="CPU cores a task, on SLURM and Ray.")] = 1,
     memory_gb: Annotated[float | None, typer.Option(help="Memory a task.", show_default="the cluster's")] = None,
-    time: Annotated[str | None, typer.Option(help="SLURM time limit.", show_default="the partition's")] = None,
-    partition: Annotated[str | None, typer.Option(help="SLURM partition.", show_default="the cluster's")] = None,
+    time: TimeLimit = None,
+    partition: Partition = None,
     qos: Annotated[str | None, typer.Option(help="SLURM quality of service.")] = None,
-    account: Annotated[str | None, typer.Option(help="SLURM account.")] = None,
-    environment: Annotated[
-        str | None,
-        typer.Option(help="Shell command that sets up `python` in SLURM jobs.", show_default="this very Python"),
-    ] = None,
-    sbatch: Annotated[
-        list[str] | None, typer.Option(metavar="NAME=VALUE", help="Any other option of sbatch, such as exclude=node7.")
-    ] = None,
+    account: Account = None,
+    environment: Environment = None,
+    sbatch: Sbatch = None,
     wait: Annotated[bool, typer.Option("--wait", help="Stay until the SLURM jobs have ended.")] = False,
 ) -> None:
     """Turn audio into codec codes, in Parquet shards; run again, it goes on where it was stopped."""
@@ -169,7 +176,7 @@ def inspect(
     prefix: Annotated[Path, typer.Argument(help="Source: CORPUS/NAME, or a corpus folder for a table of it.")],
     document: Annotated[int, typer.Option(min=0, help="Number of the document.")] = 0,
     listen: Annotated[Path | None, typer.Option(help="Folder for the document's audio.", show_default="none")] = None,
-    weights: Annotated[str | None, typer.Option(help="The codec's weights.", show_default="the corpus' own")] = None,
+    weights: CorpusWeights = None,
 ) -> None:
     """Print a document of a corpus in words, or the table of a corpus; decode a document to audio."""
     from megatron_music.corpus.inspect import corpus_table, inspect_source
@@ -198,8 +205,8 @@ def report(
     corpus: Annotated[Path, typer.Argument(help="Corpus folder.")],
     out: Annotated[Path | None, typer.Option(help="HTML file.", show_default="CORPUS/report.html")] = None,
     documents: Annotated[int, typer.Option(min=0, help="Documents to show, spread over the sources.")] = 20,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of the choice.")] = 0,
-    weights: Annotated[str | None, typer.Option(help="The codec's weights.", show_default="the corpus' own")] = None,
+    seed: Seed = 0,
+    weights: CorpusWeights = None,
     audio: Annotated[bool, typer.Option(help="Decode the documents' audio.")] = True,
 ) -> None:
     """Write an HTML page about a corpus: its numbers, its rejects, and documents to read and to listen to."""

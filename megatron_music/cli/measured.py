@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from megatron_music.cli.app import app
+from megatron_music.cli.app import Device, Positions, Seed, app
 
 evaluate = typer.Typer(
     help="Measure what can be measured: models and songs.",
@@ -23,8 +23,8 @@ def model(
     folder: Annotated[Path, typer.Argument(help="Exported stage-1 model.")],
     train: Annotated[Path, typer.Argument(help="Source that it was trained on; the bigram is fitted on it.")],
     held_out: Annotated[Path, typer.Argument(help="Source of held-out songs.")],
-    positions: Annotated[int, typer.Option(min=1, help="Audio positions sampled freely.")] = 2000,
-    seed: Annotated[int, typer.Option(help="Seed of the samples.")] = 0,
+    positions: Positions = 2000,
+    seed: Seed = 0,
     reference: Annotated[
         Path | None, typer.Option(help="Source of ICL documents: is the reference copied?", show_default="none")
     ] = None,
@@ -39,7 +39,7 @@ def model(
         Path | None, typer.Option(help="CSV or JSON lines of labelled clips: what do the layers know?")
     ] = None,
     codec_weights: Annotated[str | None, typer.Option(help="The codec's weights.", show_default="the model's")] = None,
-    device: Annotated[str, typer.Option(help="A torch device.")] = "cpu",
+    device: Device = "cpu",
     out: Annotated[Path | None, typer.Option(help="JSON file to write.", show_default="print")] = None,
 ) -> None:
     """Measure a model: losses, validity, variety and copies in free samples, and what its layers know of clips."""
@@ -76,7 +76,7 @@ def songs(
         Path | None, typer.Option(help="RMVPE's weights (rmvpe.pt), to hear f0 of vocals.", show_default="pyin hears")
     ] = None,
     scores: Annotated[Path | None, typer.Option(help="CSV of scores that other programs gave.")] = None,
-    device: Annotated[str, typer.Option(help="Of networks.")] = "cpu",
+    device: Device = "cpu",
     processes: Annotated[int | None, typer.Option(min=1, help="Songs at once.", show_default="all cores")] = None,
 ) -> None:
     """Measure songs of one system or several: vocal range, structure, levels, lyrics, distances; JSON and a page."""
@@ -109,7 +109,7 @@ def listen(
     rater: Annotated[str | None, typer.Option(help="Who listens.", show_default="the page asks")] = None,
     pairs: Annotated[int | None, typer.Option(min=1, help="Pairs for each rater, at most.", show_default="all")] = None,
     loudness: Annotated[bool, typer.Option(help="Bring all songs to one loudness.")] = True,
-    seed: Annotated[int, typer.Option(help="Of the order of pairs and sides.")] = 0,
+    seed: Seed = 0,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 takes a free one.")] = 7861,
 ) -> None:

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from megatron_music.cli.app import Overrides, Processes, RecipeFile, app
+from megatron_music.cli.app import AsJson, Device, GpuKind, Mfu, Overrides, Positions, Processes, RecipeFile, Seed, app
 
 predict = typer.Typer(
     help="Know at 0.5B whether 7B is worth its GPUs.",
@@ -28,14 +28,14 @@ def gate(
     ] = None,
     held_out: Annotated[str | None, typer.Option(help="Source of held-out songs.", show_default="found")] = None,
     reference: Annotated[str | None, typer.Option(help="Source of ICL documents.", show_default="found")] = None,
-    positions: Annotated[int, typer.Option(min=1, help="Audio positions sampled freely.")] = 4000,
+    positions: Positions = 4000,
     documents: Annotated[int, typer.Option(min=2, help="Held-out documents that are scored.")] = 32,
     codec_weights: Annotated[
         str | None, typer.Option(help="The codec's weights: tell which codes are silence.", show_default="the corpus'")
     ] = None,
-    device: Annotated[str, typer.Option(help="cpu, or cuda where a GPU is free beside the run.")] = "cpu",
-    seed: Annotated[int, typer.Option(help="Seed of samples and pairs.")] = 0,
-    as_json: Annotated[bool, typer.Option("--json", help="Print all of it as JSON.")] = False,
+    device: Device = "cpu",
+    seed: Seed = 0,
+    as_json: AsJson = False,
     out: Annotated[Path | None, typer.Option(help="JSON file to write as well.")] = None,
     check: Annotated[bool, typer.Option("--check", help="End with status 4 for no-go and 5 for not yet.")] = False,
 ) -> None:
@@ -93,8 +93,8 @@ def fit(
         list[str] | None, typer.Option(help="Of a table; several times.", show_default="those that begin with loss")
     ] = None,
     resamples: Annotated[int, typer.Option(min=100, help="Of the bootstrap.")] = 500,
-    seed: Annotated[int, typer.Option(min=0, help="Of the bootstrap.")] = 0,
-    as_json: Annotated[bool, typer.Option("--json", help="Print all of it as JSON.")] = False,
+    seed: Seed = 0,
+    as_json: AsJson = False,
 ) -> None:
     """Fit loss over parameters and tokens to small runs; say what a larger one will come to, and how surely."""
     from megatron_music.scaling.counts import check_counted
@@ -124,8 +124,8 @@ def ladder(
     learning_rate_exponent: Annotated[float, typer.Option(help="Learning rate over FLOPs to this power.")] = -0.125,
     batch_exponent: Annotated[float, typer.Option(help="Batch tokens over FLOPs to this power.")] = 0.3271,
     gpus: Annotated[int, typer.Option(min=1, help="The most GPUs of a run.")] = 8,
-    gpu: Annotated[str, typer.Option(help="Their kind: A100, H100, H200 or H800.")] = "H800",
-    mfu: Annotated[float, typer.Option(help="Share of the BF16 peak that is expected of them.")] = 0.4,
+    gpu: GpuKind = "H800",
+    mfu: Mfu = 0.4,
     overrides: Overrides = None,
 ) -> None:
     """Write the recipes of a ladder of small runs, and print what they take; starts and submits nothing.
@@ -146,8 +146,8 @@ def compare(
     out: Annotated[
         Path | None, typer.Option(help="Folder for a page, pictures and JSON.", show_default="of codecs: beside it")
     ] = None,
-    device: Annotated[str, typer.Option(help="cpu or cuda; of codecs and the recogniser.")] = "cpu",
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    device: Device = "cpu",
+    as_json: AsJson = False,
 ) -> None:
     """Put runs side by side, finished or not; or codecs, by what they keep of songs and what models make of it."""
     from megatron_music.scaling.compare import compare as side_by_side
@@ -162,7 +162,7 @@ def ablate(
     files: Annotated[list[Path], typer.Argument(help="Ablation files.")],
     out: Annotated[Path, typer.Option(help="Folder for runs and answers.")],
     seeds: Annotated[str | None, typer.Option(help="Such as 1,2.", show_default="the files' own")] = None,
-    positions: Annotated[int, typer.Option(min=1, help="Audio positions sampled freely.")] = 500,
+    positions: Positions = 500,
     processes: Processes = None,
     overrides: Overrides = None,
 ) -> None:

@@ -5,7 +5,24 @@ from typing import Annotated
 
 import typer
 
-from megatron_music.cli.app import Overrides, Processes, RecipeFile, app
+from megatron_music.cli.app import (
+    Account,
+    AsJson,
+    Environment,
+    GpuKind,
+    Mfu,
+    Overrides,
+    Partition,
+    Processes,
+    RecipeFile,
+    Sbatch,
+    TimeLimit,
+    app,
+)
+
+NodeProcesses = Annotated[
+    int | None, typer.Option(min=1, help="Processes on each node.", show_default="one for each GPU")
+]
 
 
 @app.command(epilog="Example: megatron-music plan examples/yue_7b.yaml --gpus 512 --gpu H800 --plots plots")
@@ -14,14 +31,14 @@ def plan(
     gpus: Annotated[
         int | None, typer.Option(min=1, help="GPUs: plan layout, memory, time and checkpoints too.")
     ] = None,
-    gpu: Annotated[str, typer.Option(help="Their kind: A100, H100, H200 or H800.")] = "H800",
-    mfu: Annotated[float, typer.Option(help="Share of the BF16 peak that is expected of them.")] = 0.4,
+    gpu: GpuKind = "H800",
+    mfu: Mfu = 0.4,
     rank: Annotated[
         list[int] | None, typer.Option(help="Process to look at; several times.", show_default="one of every stage")
     ] = None,
     build: Annotated[bool, typer.Option(help="Build groups and network of these ranks, without memory.")] = True,
     plots: Annotated[Path | None, typer.Option(help="Folder for pictures of learning rate and mixture.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print all of it as JSON.")] = False,
+    as_json: AsJson = False,
     overrides: Overrides = None,
 ) -> None:
     """Check a recipe and print what it will do, and what it takes on a number of GPUs; trains nothing."""
@@ -63,9 +80,7 @@ def train(
 @app.command(epilog="Example: megatron-music preflight runs/yue_7b --processes 8, or under srun, one task a node")
 def preflight(
     folder: Annotated[Path, typer.Argument(help="Run folder: where the run will write.")],
-    processes: Annotated[
-        int | None, typer.Option(min=1, help="Processes on each node.", show_default="one for each GPU")
-    ] = None,
+    processes: NodeProcesses = None,
 ) -> None:
     """Test the GPUs, links and file system of this job; name what is not fit, with status 3."""
     from megatron_music.cluster.preflight import preflight as run_preflight
@@ -78,23 +93,17 @@ def submit(
     recipe: RecipeFile,
     nodes: Annotated[int, typer.Option(min=1, help="Nodes.")],
     gpus_per_node: Annotated[int, typer.Option(min=0, help="GPUs of each node.")] = 8,
-    processes: Annotated[
-        int | None, typer.Option(min=1, help="Processes on each node.", show_default="one for each GPU")
-    ] = None,
+    processes: NodeProcesses = None,
     phases: Annotated[str, typer.Option(help="one: all in one job; chain: a job for each, one after another.")] = "one",
     restarts: Annotated[int, typer.Option(min=0, help="As of `train`, in the job.")] = 3,
     grace_seconds: Annotated[int, typer.Option(min=1, help="For the last checkpoint, before the time limit.")] = 300,
-    time: Annotated[str | None, typer.Option(help="Time limit of a job.", show_default="the partition's")] = None,
-    partition: Annotated[str | None, typer.Option(help="SLURM partition.", show_default="the cluster's")] = None,
-    account: Annotated[str | None, typer.Option(help="SLURM account.")] = None,
-    environment: Annotated[
-        str | None, typer.Option(help="Shell command that sets up `python` in the job.", show_default="this Python")
-    ] = None,
+    time: TimeLimit = None,
+    partition: Partition = None,
+    account: Account = None,
+    environment: Environment = None,
     container: Annotated[str | None, typer.Option(help="Image to run in (pyxis); see slurm/Dockerfile.")] = None,
     mount: Annotated[list[Path] | None, typer.Option(help="Another folder that the container sees.")] = None,
-    sbatch: Annotated[
-        list[str] | None, typer.Option(metavar="NAME=VALUE", help="Any other option of sbatch, such as qos=long.")
-    ] = None,
+    sbatch: Sbatch = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the file; write and submit nothing.")] = False,
     overrides: Overrides = None,
 ) -> None:
@@ -114,7 +123,7 @@ def status(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN", help="Run folders, or a folder of them.")],
     live: Annotated[bool, typer.Option("--live", help="Draw again until the runs end, or Ctrl-C.")] = False,
     every: Annotated[float, typer.Option(min=0.1, help="Seconds between drawings.")] = 2.0,
-    as_json: Annotated[bool, typer.Option("--json", help="Print all of it as JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Where runs stand: phase, tokens and time left, losses, speed, data, last checkpoint, troubles."""
     from megatron_music.cluster.status import show

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from megatron_music.cli.app import LyricsTranslation, app
+from megatron_music.cli.app import LyricsTranslation, Seed, app
 
 Verify = Annotated[bool, typer.Option("--verify", help="Compare every weight, and the logits of both sides.")]
 
@@ -15,7 +15,7 @@ SingingWeights = Annotated[str | None, typer.Option(help="The codec's weights.",
 SingingVocabulary = Annotated[Path | None, typer.Option(help="Vocabulary file.", show_default="the models' own")]
 SingingTokenizer = Annotated[Path | None, typer.Option(help="SentencePiece model.", show_default="the models'")]
 Vocoder = Annotated[Path | None, typer.Option(help="Folder of YuE's 44.1 kHz vocoders.", show_default="none")]
-Device = Annotated[str | None, typer.Option(help="cpu or cuda.", show_default="a GPU where there is one")]
+SingingDevice = Annotated[str | None, typer.Option(help="cpu or cuda.", show_default="a GPU where there is one")]
 
 
 def _say(line: str) -> None:
@@ -109,7 +109,7 @@ def generate(
     instrumental: Annotated[bool, typer.Option("--instrumental", help="The vocals stay silent.")] = False,
     tracks: Annotated[str, typer.Option(help="Without lyrics: dual, or mix for a single track.")] = "dual",
     songs: Annotated[int, typer.Option(min=1, help="Sing so many at once, of seeds that follow.")] = 1,
-    seed: Annotated[int, typer.Option(help="The same seed sings the same song.")] = 42,
+    seed: Seed = 42,
     segments: Annotated[int | None, typer.Option(min=1, help="Sing only so many sections.")] = None,
     file_format: Annotated[str, typer.Option("--format", help="wav, flac or mp3.")] = "wav",
     loudness: Annotated[float | None, typer.Option(help="LUFS of the mix, such as -14.", show_default="as is")] = None,
@@ -119,7 +119,7 @@ def generate(
     vocabulary: SingingVocabulary = None,
     tokenizer: SingingTokenizer = None,
     known_tags: Annotated[Path | None, typer.Option(help="File of tags; others are hinted at.")] = None,
-    device: Device = None,
+    device: SingingDevice = None,
     backend: Annotated[str | None, typer.Option(help="transformers or vllm.", show_default="transformers")] = None,
     min_tokens: Annotated[int, typer.Option(min=0, help="Fewest new tokens a section.")] = 100,
     max_tokens: Annotated[int, typer.Option(min=1, help="Most new tokens a section.")] = 3000,
@@ -169,7 +169,7 @@ def demo(
     vocoder: Vocoder = None,
     vocabulary: SingingVocabulary = None,
     tokenizer: SingingTokenizer = None,
-    device: Device = None,
+    device: SingingDevice = None,
 ) -> None:
     """Serve `generate` as a web page, to this machine alone unless --host says otherwise."""
     from megatron_music.generation.demo.serve import serve
