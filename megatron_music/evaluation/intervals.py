@@ -10,16 +10,16 @@ where a share is near 0, and is the one recommended for clustered shares by Dean
 invalid, or all are, the design effect can't be seen and ids count as independent.
 """
 
-from dataclasses import asdict, dataclass
-
 import numpy as np
+from pydantic import BaseModel, ConfigDict
 
 LEVEL = 0.95
 
 
-@dataclass(frozen=True)
-class Interval:
+class Interval(BaseModel):
     """A measured value and its 95% interval; without one where there is a single cluster."""
+
+    model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
 
     value: float
     low: float | None = None
@@ -27,7 +27,7 @@ class Interval:
 
     def as_dict(self) -> dict[str, float]:
         """The numbers that there are, by name."""
-        return {name: number for name, number in asdict(self).items() if number is not None}
+        return self.model_dump(exclude_none=True)
 
 
 def mean_interval(totals_C: np.ndarray, counts_C: np.ndarray) -> Interval:
@@ -37,9 +37,9 @@ def mean_interval(totals_C: np.ndarray, counts_C: np.ndarray) -> Interval:
     totals_C, counts_C = _present(totals_C, counts_C)
     mean, variance = _ratio(totals_C, counts_C)
     if variance is None:
-        return Interval(mean)
+        return Interval(value=mean)
     half = float(t.ppf((1 + LEVEL) / 2, len(counts_C) - 1)) * variance**0.5
-    return Interval(mean, mean - half, mean + half)
+    return Interval(value=mean, low=mean - half, high=mean + half)
 
 
 def share_interval(hits_C: np.ndarray, counts_C: np.ndarray) -> Interval:
@@ -56,7 +56,8 @@ def share_interval(hits_C: np.ndarray, counts_C: np.ndarray) -> Interval:
     centre = (share + z**2 / (2 * ids)) / (1 + z**2 / ids)
     half = z / (1 + z**2 / ids) * (share * (1 - share) / ids + z**2 / (4 * ids**2)) ** 0.5
     # Where no id is a hit, or all are, rounding would leave the share outside.
-    return Interval(share, max(0.0, min(share, centre - half)), min(1.0, max(share, centre + half)))
+    low, high = max(0.0, min(share, centre - half)), min(1.0, max(share, centre + half))
+    return Interval(value=share, low=low, high=high)
 
 
 def _present(totals_C: np.ndarray, counts_C: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -7,6 +7,7 @@ from typing import Any
 
 from megatron_music.corpus.indexed import IndexedSource
 from megatron_music.errors import InputError
+from megatron_music.evaluation.intervals import Interval
 from megatron_music.evaluation.loss import check_vocabulary
 from megatron_music.evaluation.memorisation import measure as copies
 from megatron_music.evaluation.memorisation.index import CopyIndex, open_index
@@ -14,7 +15,7 @@ from megatron_music.evaluation.memorisation.samples import Track, tracks_of_song
 from megatron_music.evaluation.model import Effort, evaluate_model
 from megatron_music.evaluation.probing import probes as probing
 from megatron_music.evaluation.probing.probes import ProbeSet
-from megatron_music.evaluation.result import Evaluation, Interval, Measure, Missing, SystemResult, register
+from megatron_music.evaluation.result import Evaluation, Measure, Missing, SystemResult, register
 from megatron_music.generation.models import ModelFolder, check_device, refuse_stage_2
 from megatron_music.vocabulary.vocabulary import CodecRange
 

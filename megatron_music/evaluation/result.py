@@ -5,14 +5,16 @@ what was found; ``Evaluation.of`` puts them together. A number that could not be
 among the song's problems, or in ``missing`` with the way to get it.
 """
 
+import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
 import numpy as np
-from pydantic import ConfigDict, Discriminator, JsonValue, Tag, model_validator
+from pydantic import AfterValidator, ConfigDict, Discriminator, JsonValue, Tag, model_validator
 
 from megatron_music.errors import InputError
+from megatron_music.evaluation.intervals import Interval
 from megatron_music.files import read_json, write_json
 from megatron_music.recipe.fields import Strict
 from megatron_music.recipe.recipe import parse_strict
@@ -45,22 +47,20 @@ class Measure(_Part):
     note: str = ""
 
 
-class Interval(_Part):
-    """A number and the interval that it lies in with 95% confidence."""
-
-    value: float
-    low: float
-    high: float
-
-    @model_validator(mode="after")
-    def _ordered(self) -> "Interval":
-        if not self.low <= self.high:
-            raise ValueError(f"low {self.low:g} is above high {self.high:g}")
-        return self
+def _bounded(found: Interval) -> Interval:
+    if found.low is None or found.high is None:
+        raise ValueError("an end is missing: write value, low and high, or the number alone")
+    if not all(map(math.isfinite, found.as_dict().values())):
+        raise ValueError(f"{found.value:g}, {found.low:g} to {found.high:g}, is not finite")
+    if found.low > found.high:
+        raise ValueError(f"low {found.low:g} is above high {found.high:g}")
+    return found
 
 
+Bounded = Annotated[Interval, AfterValidator(_bounded)]
+"""A number with both ends of its interval."""
 Number = Annotated[
-    Annotated[float, Tag("number")] | Annotated[Interval, Tag("interval")],
+    Annotated[float, Tag("number")] | Annotated[Bounded, Tag("interval")],
     Discriminator(lambda value: "interval" if isinstance(value, dict | Interval) else "number"),
 ]
 """A number with or without its interval."""
@@ -167,7 +167,7 @@ class WinRate(_Part):
     wins: int
     ties: int
     losses: int
-    rate: Interval
+    rate: Bounded
 
 
 class Listening(_Part):

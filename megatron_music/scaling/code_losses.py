@@ -50,9 +50,9 @@ def code_losses(path: Path, one: Contender) -> dict[str, Any]:
         return about
     where = f"{path}: codecs.{one.name}.run"
     model = _language_model(where, one)
-    judged = [limit.judge(Interval(model["nats_per_token"]))]
+    judged = [limit.judge(Interval(value=model["nats_per_token"]))]
     if "invalid_token_share" in model:
-        judged.append(invalid.judge(Interval(model["invalid_token_share"])))
+        judged.append(invalid.judge(Interval(value=model["invalid_token_share"])))
     verdict = "bad" if "bad" in judged else "good" if judged == ["good", "good"] else "open"
     return about | {"language_model": model, "verdict": VERDICTS[verdict]}
 

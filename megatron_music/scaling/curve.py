@@ -47,7 +47,7 @@ class LossCurve:
         values = self.loss_N[-1:] if self.held_out else self.loss_N[-LAST_LINES:]
         finite = values[np.isfinite(values)]
         if self.held_out or not len(finite):
-            return Interval(float(values[-1]))
+            return Interval(value=float(values[-1]))
         return mean_interval(finite, np.ones(len(finite)))
 
     def slope(self) -> Interval | None:
@@ -70,7 +70,7 @@ class LossCurve:
         residuals = loss - loss.mean() - slope * centred
         freedom = len(loss) - 2
         half = float(t.ppf((1 + LEVEL) / 2, freedom)) * math.sqrt(residuals @ residuals / freedom / (centred @ centred))
-        return Interval(slope, slope - half, slope + half)
+        return Interval(value=slope, low=slope - half, high=slope + half)
 
 
 def loss_curves(run: Path, recipe: Recipe) -> tuple[list[LossCurve], str]:

@@ -245,4 +245,4 @@ def _add_measures(report: Report, found: dict[str, Any], thresholds: Thresholds)
 
 
 def _interval(value: dict[str, Any]) -> Interval:
-    return Interval(value["value"], value.get("low"), value.get("high"))
+    return Interval(value=value["value"], low=value.get("low"), high=value.get("high"))

@@ -139,7 +139,7 @@ def _hopeless(line: Line) -> bool:
     """Whether a bad measure of a run that goes on will stay bad: of a loss, as far as its slope tells."""
     if not line.measure.startswith("loss/") or math.isnan(line.found.value):
         return True
-    return line.reach is not None and line.limit.judge(Interval(line.reach)) == "bad"
+    return line.reach is not None and line.limit.judge(Interval(value=line.reach)) == "bad"
 
 
 def in_words(line: Line) -> str:

@@ -61,7 +61,7 @@ def test_intervals_hold_the_truth_as_often_as_they_say():
 
 
 def test_one_cluster_has_no_interval_and_none_no_mean():
-    assert mean_interval([6.0, 0.0], [3, 0]) == Interval(2.0)
-    assert Interval(2.0).as_dict() == {"value": 2.0}
+    assert mean_interval([6.0, 0.0], [3, 0]) == Interval(value=2.0)
+    assert Interval(value=2.0).as_dict() == {"value": 2.0}
     with pytest.raises(ValueError, match="nothing to take a mean of"):
         mean_interval([0.0], [0])

@@ -7,10 +7,10 @@ import pytest
 
 from megatron_music.errors import InputError
 from megatron_music.evaluation import result
+from megatron_music.evaluation.intervals import Interval
 from megatron_music.evaluation.listening.statistics import summarise
 from megatron_music.evaluation.result import (
     Evaluation,
-    Interval,
     Measure,
     Missing,
     Quartiles,
@@ -95,6 +95,9 @@ SONG = ("systems", 0, "songs", 1)
         ([*SONG, "name"], "song 0", "systems[0]: two songs are named 'song 0'; name them apart"),
         ([*SONG, "details"], {"a": [1, float("inf")]}, "details.a.list[1].float: found inf; write a finite"),
         (["systems", 0, "measures", "word_error_rate", "low"], 0.5, "low 0.5 is above high 0.3"),
+        (["systems", 0, "measures", "word_error_rate", "high"], None, "an end is missing: write value, low and high"),
+        (["systems", 0, "measures", "word_error_rate", "low"], "0.2", "low: found '0.2'; write a number"),
+        (["systems", 0, "measures", "word_error_rate", "value"], float("inf"), "inf, 0.2 to 0.3, is not finite"),
         (["measures", "vocal_range", "better"], "louder", "found 'louder'; choose 'higher' or 'lower'"),
     ],
 )  # fmt: skip
@@ -149,3 +152,10 @@ def test_a_measure_has_one_meaning():
         result.register(vocal_range=ERROR)
     with pytest.raises(ValueError, match="ours has 'loudness', which is not among the measures"):
         Evaluation.of([system(measures={"loudness": -14.0})])
+
+
+def test_an_interval_of_no_numbers_gets_into_no_file():
+    for value, low, high in ((np.nan, None, None), (0.5, 0.4, np.nan), (np.inf, 0.1, 0.2), (1.0, 2.0, 1.5)):
+        found = Interval(value=value, low=low, high=high)
+        with pytest.raises(ValueError, match="word_error_rate"):
+            system(measures={"word_error_rate": found})

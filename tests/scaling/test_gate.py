@@ -124,7 +124,7 @@ def test_a_run_can_be_hopeless_before_its_budget(shuffled):
 def test_a_loss_is_hopeless_where_even_a_straight_line_stays_above(tokens, reach, verdict):
     limit = Thresholds.load().loss.classes["semantic"]
     report = Report("run", "recipe", tokens=tokens, budget_tokens=100)
-    report.add("loss/vocal", "loss", Interval(4.5), "nats", limit).reach = reach
+    report.add("loss/vocal", "loss", Interval(value=4.5), "nats", limit).reach = reach
     assert decide(report, Thresholds.load()).verdict == verdict
 
 
@@ -229,7 +229,7 @@ def test_training_losses_stand_in_where_none_are_held_out(own_run):
     mean, half = np.mean(losses[-20:]), stats.t.ppf(0.975, len(losses[-20:]) - 1) * stats.sem(losses[-20:])
     last = vocal.last
     assert (last.value, last.low, last.high) == pytest.approx((mean, mean - half, mean + half), rel=1e-12)
-    assert replace(vocal, loss_N=np.array([3.0])).last == Interval(3.0)
+    assert replace(vocal, loss_N=np.array([3.0])).last == Interval(value=3.0)
     shutil.rmtree(own_run / "checkpoints")
     assert "its own training data" in unmeasured(gate(own_run, Thresholds.load(), EFFORT), "held-out loss")
     (own_run / "metrics.jsonl").write_text("")
@@ -374,15 +374,19 @@ def test_the_shipped_predictor_reaches_its_budget(repository):
     assert 0.99 < budget / phase_spans(recipe)[-1].last_token <= 1
 
 
+def intervals(*numbers):
+    return [Interval(value=value, low=low, high=high) for value, low, high in numbers]
+
+
 def test_limits_judge_whole_intervals():
     below = Limit(go_below=0.1, no_go_above=0.5, source="test")
-    found = [Interval(0.05, 0.01, 0.09), Interval(0.05, 0.01, 0.11), Interval(0.6, 0.51, 0.7), Interval(0.6, 0.4, 0.8)]
+    found = intervals((0.05, 0.01, 0.09), (0.05, 0.01, 0.11), (0.6, 0.51, 0.7), (0.6, 0.4, 0.8))
     assert [below.judge(interval) for interval in found] == ["good", "open", "bad", "open"]
-    assert [below.judge(Interval(value)) for value in (0.05, 0.3, 0.7)] == ["good", "open", "bad"]
+    assert [below.judge(Interval(value=value)) for value in (0.05, 0.3, 0.7)] == ["good", "open", "bad"]
     above = Limit(go_above=0.0, no_go_below=0.002, source="test")
-    found = [Interval(0.01, 0.001, 0.02), Interval(0.01, -0.001, 0.02), Interval(0, -0.001, 0.001)]
+    found = intervals((0.01, 0.001, 0.02), (0.01, -0.001, 0.02), (0, -0.001, 0.001))
     assert [above.judge(interval) for interval in found] == ["good", "open", "bad"]
-    assert above.judge(Interval(0.0004, 0.0002, 0.0005)) == "bad"
+    assert above.judge(Interval(value=0.0004, low=0.0002, high=0.0005)) == "bad"
 
 
 @pytest.mark.parametrize(

@@ -13,8 +13,8 @@ from statistics import NormalDist
 
 import numpy as np
 
-from megatron_music.evaluation.intervals import share_interval
-from megatron_music.evaluation.result import Evaluation, Interval, Listening, PairHeard, SystemResult, WinRate
+from megatron_music.evaluation.intervals import Interval, share_interval
+from megatron_music.evaluation.result import Evaluation, Listening, PairHeard, SystemResult, WinRate
 
 Z_95 = NormalDist().inv_cdf(0.975)
 FEWEST, FEW = 4, 10
@@ -89,8 +89,7 @@ def win_rate_interval(wins: Sequence[float], raters: Sequence[str]) -> Interval:
     With ties the interval is a little too wide: half a win varies less than a win or none.
     """
     names, rater_N = np.unique(np.asarray(raters), return_inverse=True)
-    found = share_interval(np.bincount(rater_N, weights=wins, minlength=len(names)), np.bincount(rater_N))
-    return Interval(value=found.value, low=found.low, high=found.high)
+    return share_interval(np.bincount(rater_N, weights=wins, minlength=len(names)), np.bincount(rater_N))
 
 
 def _win_rates(answers: Sequence[Answer], systems: Sequence[str], aspect: str) -> list[WinRate]:

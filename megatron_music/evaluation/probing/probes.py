@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from megatron_music.errors import InputError
+from megatron_music.evaluation.intervals import Interval
 from megatron_music.evaluation.probing.clips import SPLITS, Clip, Task, read_clips, tasks_of
 from megatron_music.evaluation.probing.features import FeatureReader
 from megatron_music.evaluation.probing.heads import choose_probe
@@ -18,7 +19,7 @@ from megatron_music.evaluation.probing.metrics import (
     main_score,
     scores,
 )
-from megatron_music.evaluation.result import Interval, Measure, register
+from megatron_music.evaluation.result import Measure, register
 from megatron_music.generation.models import ModelFolder
 
 _NOTE = (

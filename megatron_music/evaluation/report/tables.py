@@ -7,8 +7,9 @@ import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from megatron_music.evaluation.intervals import Interval
 from megatron_music.evaluation.listening.statistics import FEW, FEWEST, AgainstListeners, Correlation, correlate
-from megatron_music.evaluation.result import AUTOMATIC, Evaluation, Interval, Measure, SystemResult
+from megatron_music.evaluation.result import AUTOMATIC, Evaluation, Measure, SystemResult
 
 OVERALL = "overall"
 _LATEX = {

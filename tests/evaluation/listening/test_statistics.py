@@ -6,6 +6,7 @@ from scipy.optimize import minimize
 from scipy.stats import binomtest, pearsonr
 from scipy.stats import spearmanr as scipy_spearman
 
+from megatron_music.evaluation.intervals import Interval
 from megatron_music.evaluation.listening.statistics import (
     Answer,
     bradley_terry,
@@ -16,7 +17,7 @@ from megatron_music.evaluation.listening.statistics import (
     summarise,
     win_rate_interval,
 )
-from megatron_music.evaluation.result import Evaluation, Interval, Measure, SongResult, SystemResult
+from megatron_music.evaluation.result import Evaluation, Measure, SongResult, SystemResult
 
 NONE = np.nan
 # Krippendorff (2011), part C: four observers, twelve units, five values.

@@ -13,11 +13,12 @@ from typer.testing import CliRunner
 from megatron_music.audio.files import write_audio
 from megatron_music.cli import app
 from megatron_music.errors import InputError
+from megatron_music.evaluation.intervals import Interval
 from megatron_music.evaluation.listening.statistics import Answer, correlate, summarise
 from megatron_music.evaluation.report.plots import listener_radar, losses, score_radar, violin, win_matrix
 from megatron_music.evaluation.report.tables import latex, latex_text, measure_rows, measures_csv, songs_csv
 from megatron_music.evaluation.report.write import write_report
-from megatron_music.evaluation.result import AUTOMATIC, Evaluation, Interval, Measure, Missing, SongResult, SystemResult
+from megatron_music.evaluation.result import AUTOMATIC, Evaluation, Measure, Missing, SongResult, SystemResult
 
 EVIL = r"A&B_50%$x$ <script>alert(1)</script> {\input} [a]~^#|"
 MEASURES = {
