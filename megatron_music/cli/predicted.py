@@ -101,7 +101,8 @@ def fit(
     from megatron_music.scaling.fit import parse_target
     from megatron_music.scaling.fit import predict as predict_losses
     from megatron_music.scaling.fit_output import show
-    from megatron_music.scaling.points import Options, read_points
+    from megatron_music.scaling.point import Options
+    from megatron_music.scaling.points import read_points
 
     named = {"parameters": parameters_column, "tokens": tokens_column, "flops": flops_column}
     columns = {quantity: name for quantity, name in named.items() if name is not None}

@@ -116,7 +116,7 @@ def measure(
     held_out: str | Path,
     bigram: InterpolatedBigram | None,
     reference: str | Path | None,
-    effort: Effort = Effort(),  # noqa: B008
+    effort: Effort = Effort(),
     index: CopyIndex | None = None,
 ) -> dict[str, Any]:
     """What samples of the model and of held-out songs tell.

@@ -7,18 +7,16 @@ tracks and forms of document share. Both sides read the same songs, so that the 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from megatron_music.corpus.contents import read_contents
 from megatron_music.corpus.indexed import IndexedSource
 from megatron_music.recipe.recipe import Recipe
+from megatron_music.scaling.ablation import Ablation, Side
 from megatron_music.tables import table
 from megatron_music.vocabulary.kinds import AUDIO_KINDS, LOSS_GROUPS
-
-if TYPE_CHECKING:
-    from megatron_music.scaling.ablations import Ablation, Side
 
 FORMAT, VERSION = "megatron-music ablation", 1
 MEASURING = 2
@@ -41,7 +39,7 @@ These are of the audio tokens that both documents hold in their first context: a
 and what stands right behind a cut is dear whatever the text."""
 
 
-def measure_side(recipe: Recipe, side: "Side", positions: int, seed: int) -> dict[str, Any]:
+def measure_side(recipe: Recipe, side: Side, positions: int, seed: int) -> dict[str, Any]:
     """Exports a run that has ended; returns ``songs`` (``Rows``), ``losses`` by kind and ``invalid_token_share``."""
     from megatron_music.conversion.export import export_checkpoint
     from megatron_music.engine.sampling import span_prompts
@@ -119,7 +117,7 @@ class AudioNats:
         return float(self.nats_N[:shared].sum() - other.nats_N[:shared].sum()), shared
 
 
-def result_of(ablation: "Ablation", measured: dict[str, dict[int, dict[str, Any]]]) -> dict[str, Any]:
+def result_of(ablation: Ablation, measured: dict[str, dict[int, dict[str, Any]]]) -> dict[str, Any]:
     """An ablation's answer: its file's words, the measures of each side by seed, and the difference.
 
     Args:

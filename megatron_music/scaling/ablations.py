@@ -1,142 +1,23 @@
-"""`predict ablate`: one question, two recipes that differ in what the question asks, both trained and measured.
+"""`predict ablate`: both sides of each ablation's file, trained and measured as far as that is not done.
 
-An ablation is a file: the question, a recipe that both sides share, what each side sets in it, which of its fields may
-differ for that, and what so small a run can't show. ``examples/ablations`` has some. A side is trained once for every
-seed; sides of several ablations that come to the same recipe share their runs.
+A side is trained once for every seed; sides of several ablations that come to the same recipe share their runs.
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
-
-from pydantic import Field, field_validator
+from typing import Any
 
 from megatron_music.cluster.run_lines import has_ended
 from megatron_music.corpus import fingerprint
 from megatron_music.corpus.blend import read_stock
 from megatron_music.corpus.workplace import workplace
 from megatron_music.errors import InputError
-from megatron_music.files import read_json, read_yaml, write_json
+from megatron_music.files import read_json, write_json
 from megatron_music.progress import console
-from megatron_music.recipe.fields import RelativePath, Strict
-from megatron_music.recipe.recipe import Recipe, naming_faults, parse_strict
+from megatron_music.recipe.recipe import naming_faults
+from megatron_music.scaling.ablation import Ablation
 from megatron_music.training.run_folder import RunFolder
-
-
-class Side(Strict):
-    """One of the two recipes, and what it is measured on.
-
-    Attributes:
-        set: ``a.b=c`` overrides of the shared recipe.
-        held_out: source of songs that neither side is trained on; both sides' are of the same songs.
-        swapped: the same songs with other songs' lyrics.
-        reference: the same songs behind a reference of their own.
-        tracks: 1 where the audio is a mix, 2 where it is vocals and accompaniment.
-    """
-
-    set: list[str] = []
-    held_out: str
-    swapped: str | None = None
-    reference: str | None = None
-    tracks: Literal[1, 2] = 2
-
-    @property
-    def sources(self) -> dict[str, str]:
-        """The sources that it is measured on, by field."""
-        named = {field: getattr(self, field) for field in ("held_out", "swapped", "reference")}
-        return {field: name for field, name in named.items() if name is not None}
-
-
-class AblationFile(Strict):
-    """What an ablation's file holds.
-
-    Attributes:
-        expected: what others found.
-        equal: what both sides share, in words.
-        differs: fields of the recipe that the sides may differ in, and have to; a phase goes by its name.
-        cannot_show: what the size of these runs leaves open.
-    """
-
-    question: str = Field(min_length=1)
-    expected: str = Field(min_length=1)
-    recipe: RelativePath
-    equal: str = Field(min_length=1)
-    differs: list[str] = Field(min_length=1)
-    sides: dict[str, Side]
-    seeds: list[int] = Field([1], min_length=1)
-    cannot_show: str = Field(min_length=1)
-
-    @field_validator("sides")
-    @classmethod
-    def _two(cls, sides: dict[str, Side]) -> dict[str, Side]:
-        if len(sides) != 2:
-            raise ValueError(f"an ablation has two sides, not {len(sides)}; make one file for each pair")
-        return sides
-
-
-@dataclass(frozen=True)
-class Ablation:
-    """A file, checked: its sides' recipes differ in what it says and in nothing else."""
-
-    path: Path
-    file: AblationFile
-    overrides: tuple[str, ...] = ()
-
-    @property
-    def name(self) -> str:
-        """The file's, without its suffix."""
-        return self.path.stem
-
-    @classmethod
-    def read(cls, path: str | Path, overrides: Sequence[str] = ()) -> "Ablation":
-        """Reads a file; ``overrides`` are set on both sides. Raises InputError for whatever is wrong with it."""
-        path = Path(path)
-        ablation = cls(path, parse_strict(AblationFile, read_yaml(path), path), tuple(overrides))
-        ablation._check_differences()
-        return ablation
-
-    def recipe(self, side: str, seed: int, out: Path) -> Recipe:
-        """The recipe of a side, whose run lies below ``out`` under a name that equal recipes share."""
-        recipe = self._recipe(side, seed)
-        content = recipe.model_dump(mode="json", exclude={"run"})
-        run = Path(out).resolve() / "runs" / f"{fingerprint.of_value(content)[:12]}.s{seed}"
-        return recipe.model_copy(update={"run": run})
-
-    def _recipe(self, side: str, seed: int) -> Recipe:
-        overrides = [*self.file.sides[side].set, *self.overrides, f"seed={seed}"]
-        try:
-            return Recipe.load(self.file.recipe, overrides)
-        except InputError as error:
-            raise InputError(f"{self.path}: sides.{side}: {error.where}", error.what, error.mend) from None
-
-    def _check_differences(self) -> None:
-        first, second = (dict(_leaves(self._recipe(side, 1).model_dump(mode="json"))) for side in self.file.sides)
-        differing = [name for name in first | second if first.get(name) != second.get(name)]
-        where = f"{self.path}: differs"
-        for name in differing:
-            if not any(_is_below(name, field) for field in self.file.differs):
-                raise InputError(where, f"the sides also differ in {name}", "name it, or make both sides equal there")
-        for field in self.file.differs:
-            if not any(_is_below(name, field) for name in differing):
-                raise InputError(where, f"the sides do not differ in {field}", "take it out, or set it on one side")
-
-
-def _is_below(name: str, field: str) -> bool:
-    return name == field or name.startswith(f"{field}.")
-
-
-def _leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
-    """The plain values in nested mappings and lists, by their path; items of a list go by their name or number."""
-    if isinstance(value, dict) and value:
-        for key, item in value.items():
-            yield from _leaves(item, f"{name}.{key}".lstrip("."))
-    elif isinstance(value, list) and value:
-        for index, item in enumerate(value):
-            key = item.get("name", index) if isinstance(item, dict) else index
-            yield from _leaves(item, f"{name}.{key}".lstrip("."))
-    else:
-        yield name, value
 
 
 def run_ablations(

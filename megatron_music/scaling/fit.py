@@ -13,7 +13,7 @@ from megatron_music.recipe.phases import phase_spans
 from megatron_music.recipe.recipe import Recipe
 from megatron_music.scaling.counts import Counted, parameters_of
 from megatron_music.scaling.law import LARGEST_EXPONENT, LEAST_EXPONENT, Laws, fit_laws, sensitivities
-from megatron_music.scaling.points import DECAYED, Point
+from megatron_music.scaling.point import DECAYED, Point
 from megatron_music.tables import short_count
 from megatron_music.vocabulary.vocabulary import Vocabulary
 

@@ -1,7 +1,7 @@
 """Points of a scaling law: what runs of some parameters and tokens came to, from run folders or from a table."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,60 +10,16 @@ from megatron_music.errors import InputError
 from megatron_music.progress import console
 from megatron_music.recipe.phases import phase_spans, step_at
 from megatron_music.recipe.recipe import Recipe
-from megatron_music.scaling.counts import Counted, parameters_of, run_flops
+from megatron_music.scaling.counts import parameters_of, run_flops
 from megatron_music.scaling.ladder import LADDER, read_ladder
+from megatron_music.scaling.point import Options, Point
+from megatron_music.scaling.tables import read_table
 from megatron_music.tables import short_count
 from megatron_music.training.events import METRICS
 from megatron_music.vocabulary.vocabulary import Vocabulary
 
 TAIL = 0.05
 """The loss of a run without held-out songs is the mean over this last share of its tokens."""
-DECAYED = 0.25
-"""A learning rate of at most this share of the highest before it counts as decayed (the recipes end at a tenth)."""
-
-
-@dataclass(frozen=True)
-class Point:
-    """What one training came to.
-
-    Attributes:
-        losses: nats a token by name: ``loss`` of all tokens, ``vocal``, ``text``, ... by kind.
-        learning_rate_left: the last learning rate over the highest; None where it is not known.
-        measured_on: where the losses come from; those of one fit have to agree.
-    """
-
-    name: str
-    parameters: float
-    tokens: float
-    losses: dict[str, float]
-    flops: float | None = None
-    learning_rate_left: float | None = None
-    measured_on: str = ""
-
-    @property
-    def has_decayed(self) -> bool:
-        """Whether the loss is known, and is of a learning rate that had decayed."""
-        return "loss" in self.losses and self.learning_rate_left is not None and self.learning_rate_left <= DECAYED
-
-
-@dataclass(frozen=True)
-class Options:
-    """How points are read.
-
-    Attributes:
-        counted: which parameters of a run count.
-        phase_ends: the end of every phase whose learning rate had decayed is a point too, and not the run's end alone.
-        unfinished: take runs that have not ended, as far as they are.
-        loss: ``held_out``, ``training``, or ``auto``: held out where every run has it.
-        columns: of a table: ``parameters``, ``tokens``, ``flops``; and ``losses``, by their names in the file.
-    """
-
-    counted: Counted = "layers"
-    phase_ends: bool = False
-    unfinished: bool = False
-    loss: str = "auto"
-    columns: dict[str, str] = field(default_factory=dict)
-    loss_columns: Sequence[str] = ()
 
 
 def read_points(paths: Sequence[Path], options: Options) -> list[Point]:
@@ -71,8 +27,6 @@ def read_points(paths: Sequence[Path], options: Options) -> list[Point]:
 
     Raises InputError for what holds none, a run that has not ended, and a table that can't be read.
     """
-    from megatron_music.scaling.tables import read_table
-
     if options.loss not in ("auto", "held_out", "training"):
         raise InputError("--loss", f"{options.loss!r} is not known", "choose auto, held_out or training")
     points: list[Point] = []

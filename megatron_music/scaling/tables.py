@@ -8,7 +8,7 @@ from pathlib import Path
 from megatron_music.errors import InputError
 from megatron_music.files import read_text
 from megatron_music.recipe.fields import parse_count
-from megatron_music.scaling.points import Options, Point
+from megatron_music.scaling.point import Options, Point
 
 KNOWN = {
     "parameters": ("parameters", "params", "n", "model size", "num params", "non-embedding parameters"),

@@ -213,7 +213,7 @@ class _Reader:
         if sharps is None or not -7 <= sharps <= 7:
             raise self.error(number, f"key {value!r} is not known", "write one such as K:G or K:Edor")
         order = "FCGDAEB" if sharps > 0 else "BEADGCF"
-        return {name: 1 if sharps > 0 else -1 for name in order[: abs(sharps)]}
+        return dict.fromkeys(order[: abs(sharps)], 1 if sharps > 0 else -1)
 
     def _read_music(self, number: int, text: str) -> None:
         if self.part is None:

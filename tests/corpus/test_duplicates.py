@@ -107,12 +107,12 @@ def test_all_copies_in_a_large_bucket_are_left_out_for_the_first(tmp_path):
     song, other = songs_of_known_similarity([0.0])
     with written(tmp_path / "signatures", [other, *[song] * 200, other]) as file:
         left_out = greedy_choice(near_pairs(file, 0.5), lambda first, second: True)
-        assert left_out == {**{copy: (1, 1.0) for copy in range(2, 201)}, 201: (0, 1.0)}
+        assert left_out == {**dict.fromkeys(range(2, 201), (1, 1.0)), 201: (0, 1.0)}
         assert typical_similarity(file) == 1.0
         # Read in the opposite order, the last copies are the first ones.
         file.reorder(np.arange(202)[::-1])
         left_out = greedy_choice(near_pairs(file, 0.5), lambda first, second: True)
-        assert left_out == {**{copy: (1, 1.0) for copy in range(2, 201)}, 201: (0, 1.0)}
+        assert left_out == {**dict.fromkeys(range(2, 201), (1, 1.0)), 201: (0, 1.0)}
 
 
 def test_rows_on_disk_are_the_signatures_columns(tmp_path):

@@ -77,7 +77,7 @@ def test_draws_follow_transformers_distribution_over_the_allowed_ids(scores):
 
 
 def test_a_draw_goes_through_the_kept_ids_from_the_most_probable_one(scores):
-    allowed = [range(0, 400)]
+    allowed = [range(400)]
     order = scores.argsort(descending=True).tolist()
     probabilities = torch.softmax(scores.double(), -1)[order]
     settings = SamplingSettings(top_k=0, top_p=0.5)

@@ -154,9 +154,9 @@ RATIOS = {"sources": SOURCES, "ratios": TWO_KINDS, "rest": "by_size"}
 
 def test_a_mixture_reads_back_equal_and_as_it_was(make_recipe, tmp_path):
     for mixture in (
-        {name: "1/8" for name in SOURCES},
+        dict.fromkeys(SOURCES, "1/8"),
         RATIOS,
-        {"shares": {name: "2" for name in SOURCES}, "unit": "hours"},
+        {"shares": dict.fromkeys(SOURCES, "2"), "unit": "hours"},
     ):
         recipe = make_recipe(mixture)
         recipe.save(tmp_path / "resolved.yaml")

@@ -13,8 +13,9 @@ from megatron_music.corpus.indexed import IndexedSource
 from megatron_music.corpus.spec import BuildSpec
 from megatron_music.errors import InputError
 from megatron_music.recipe.recipe import Recipe
+from megatron_music.scaling.ablation import Ablation
 from megatron_music.scaling.ablation_result import AudioNats, differences, result_table
-from megatron_music.scaling.ablations import Ablation, read_seeds, run_ablations
+from megatron_music.scaling.ablations import read_seeds, run_ablations
 from megatron_music.songs.codes import load_codes
 from megatron_music.songs.excerpts import write_excerpts
 from megatron_music.songs.manifest import read_manifest

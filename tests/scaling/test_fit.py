@@ -12,7 +12,7 @@ from megatron_music import cli
 from megatron_music.errors import InputError
 from megatron_music.scaling.fit import Target, parse_target, predict
 from megatron_music.scaling.law import DELTA, fit_laws
-from megatron_music.scaling.points import Point
+from megatron_music.scaling.point import Point
 
 PLANTED = {"E": 1.8172, "A": 482.01, "alpha": 0.3478, "B": 2085.43, "beta": 0.3658}
 """What Besiroglu et al. 2024 found in Hoffmann's points."""

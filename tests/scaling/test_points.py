@@ -7,7 +7,8 @@ import pytest
 from megatron_music.errors import InputError
 from megatron_music.recipe.phases import phase_spans
 from megatron_music.recipe.recipe import Recipe
-from megatron_music.scaling.points import Options, read_points
+from megatron_music.scaling.point import Options
+from megatron_music.scaling.points import read_points
 
 
 @pytest.fixture

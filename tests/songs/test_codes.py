@@ -128,7 +128,7 @@ def test_a_rejection_survives_pickling():
 def test_random_damage_ends_in_codes_or_in_a_reject(tmp_path):
     rng = random.Random(0)
     np.save(tmp_path / "whole.npy", np.random.default_rng(0).integers(0, 256, (8, 100)).astype(np.int16))
-    write_codes_shard(tmp_path / "whole.parquet", [row for row in _rows(4)])
+    write_codes_shard(tmp_path / "whole.parquet", _rows(4))
     for index in range(300):
         kind = rng.choice(["npy", "parquet"])
         damaged = bytearray((tmp_path / f"whole.{kind}").read_bytes())
