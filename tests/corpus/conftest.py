@@ -9,9 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from encode_cases import OPTIONS, contents, make_songs
 
 from megatron_music.audio.embedded import EmbeddedCodec
 from megatron_music.corpus.build import build_corpus
+from megatron_music.corpus.encode import encode_manifest
+from megatron_music.corpus.executors import Machines
 from megatron_music.corpus.indexed import IndexedWriter
 from megatron_music.recipe.recipe import Recipe
 from megatron_music.vocabulary.text import train_text_tokenizer
@@ -121,6 +124,20 @@ def _notes(seconds: float, seed: int) -> np.ndarray:
         note = sum(np.sin(2 * np.pi * harmonic * pitch_hz * times) / harmonic for harmonic in range(1, 9))
         melody.append(random.uniform(0.05, 0.2) * note * np.exp(-3 * times))
     return np.concatenate(melody).astype(np.float32)
+
+
+@pytest.fixture(scope="session")
+def songs(tmp_path_factory) -> Path:
+    """Songs to encode, which no test changes."""
+    return make_songs(tmp_path_factory.mktemp("songs"))
+
+
+@pytest.fixture(scope="session")
+def straight(songs, tmp_path_factory) -> dict[str, bytes]:
+    """What an undisturbed encoding of them on this machine leaves."""
+    out = tmp_path_factory.mktemp("straight") / "codes"
+    encode_manifest(songs / "manifest.jsonl", out, **OPTIONS, machines=Machines(workers=1))
+    return contents(out)
 
 
 @pytest.fixture(scope="session")

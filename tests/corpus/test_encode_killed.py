@@ -4,26 +4,13 @@ import random
 import signal
 
 import pytest
-from encode_cases import OPTIONS, assert_shards_are_whole, contents, make_songs, run_encode
+from encode_cases import OPTIONS, assert_shards_are_whole, contents, run_encode
 
 from megatron_music.corpus.encode import encode_manifest
 from megatron_music.corpus.executors import Machines
 
 SINGLE_FILES = [r"codec", r"encoding\.json", r"rejects\.parquet", r"manifest\.jsonl"]
 SHARD_FILES = [r"\d+\.json", r"codes-\d+\.parquet"]
-
-
-@pytest.fixture(scope="module")
-def songs(tmp_path_factory):
-    return make_songs(tmp_path_factory.mktemp("songs"))
-
-
-@pytest.fixture(scope="module")
-def straight(songs, tmp_path_factory) -> dict[str, bytes]:
-    """What an undisturbed run leaves."""
-    out = tmp_path_factory.mktemp("straight") / "codes"
-    encode_manifest(songs / "manifest.jsonl", out, **OPTIONS, machines=Machines(workers=1))
-    return contents(out)
 
 
 def assert_one_line(error: str, start: str) -> None:

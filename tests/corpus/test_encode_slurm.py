@@ -11,7 +11,6 @@ from encode_cases import (
     assert_shards_are_whole,
     contents,
     encode_command,
-    make_songs,
     run_encode,
 )
 
@@ -23,20 +22,7 @@ from slurm import wait_until
 SLURM = ("--executor=slurm", "--tasks=3", "--wait")
 
 
-@pytest.fixture(scope="module")
-def songs(tmp_path_factory):
-    return make_songs(tmp_path_factory.mktemp("songs"))
-
-
-@pytest.fixture(scope="module")
-def local(songs, tmp_path_factory) -> dict[str, bytes]:
-    """What a run on this machine alone leaves."""
-    out = tmp_path_factory.mktemp("local") / "codes"
-    encode_manifest(songs / "manifest.jsonl", out, **OPTIONS, machines=Machines(workers=1))
-    return contents(out)
-
-
-def test_an_array_leaves_what_local_processes_leave(slurm, songs, local, tmp_path):
+def test_an_array_leaves_what_local_processes_leave(slurm, songs, straight, tmp_path):
     out = tmp_path / "codes"
     done = run_encode(
         songs, out, *SLURM, "--time=10", "--partition=main", "--sbatch=comment=spring clean", "--workers=2"
@@ -47,7 +33,7 @@ def test_an_array_leaves_what_local_processes_leave(slurm, songs, local, tmp_pat
         rf"submitted 3 tasks as job (\d+); job (\d+) then writes {out}/manifest.jsonl", first
     ).groups()
     assert second.startswith(f"look: squeue --jobs={array},{end}, ") and f"scancel {end} {array};" in second
-    assert contents(out) == local
+    assert contents(out) == straight
     assert sorted(path.name for path in (out / "logs" / "tasks" / "completions").iterdir()) == [
         "00000",
         "00001",
@@ -58,25 +44,25 @@ def test_an_array_leaves_what_local_processes_leave(slurm, songs, local, tmp_pat
         '#SBATCH --comment="spring clean"\n' in script and "#SBATCH --array=0-2%2\n" in script and "qos" not in script
     )
     # Local processes find nothing left to do.
-    assert (run_encode(songs, out).returncode, contents(out)) == (0, local)
+    assert (run_encode(songs, out).returncode, contents(out)) == (0, straight)
 
 
-def test_a_killed_task_is_told_and_the_next_submission_goes_on(slurm, songs, local, tmp_path):
+def test_a_killed_task_is_told_and_the_next_submission_goes_on(slurm, songs, straight, tmp_path):
     out = tmp_path / "codes of May"
     done = run_encode(songs, out, *SLURM, kill_at={"file": r"codes-0000[12]\.parquet"})
     assert done.returncode == 2
     assert re.search(
         rf"\nerror: {out}: 1 of 3 tasks did not finish \([12]\); see .*finished shards are kept\n", done.stderr
     )
-    assert not (out / "manifest.jsonl").exists() and assert_shards_are_whole(out, local) == 2
+    assert not (out / "manifest.jsonl").exists() and assert_shards_are_whole(out, straight) == 2
     kept = {path: path.stat().st_mtime_ns for path in out.glob("codes-*.parquet")}
     done = run_encode(songs, out, "--executor=slurm", "--tasks=2", "--wait")
     assert done.returncode == 0, done.stderr
     assert {path: path.stat().st_mtime_ns for path in kept} == kept
-    assert contents(out) == local
+    assert contents(out) == straight
 
 
-def test_jobs_are_cancelled_and_refused_a_second_time_until_then(slurm, songs, local, tmp_path, monkeypatch):
+def test_jobs_are_cancelled_and_refused_a_second_time_until_then(slurm, songs, straight, tmp_path, monkeypatch):
     out = tmp_path / "codes"
     # A task that interrupts nobody but itself waits for ever at its first shard: it is there to be cancelled.
     monkeypatch.setenv("PYTHONPATH", str(KILLER))
@@ -98,10 +84,10 @@ def test_jobs_are_cancelled_and_refused_a_second_time_until_then(slurm, songs, l
     slurm.call("scancel", *re.search(r"scancel (\d+) (\d+)", submitted.stderr).groups())
     wait_until(lambda: not slurm.queue(), "an empty queue")
     monkeypatch.delenv("KILL_AT")
-    assert assert_shards_are_whole(out, local) == 0
+    assert assert_shards_are_whole(out, straight) == 0
     assert not [process for process in psutil.process_iter(["cmdline"]) if str(out) in str(process.info["cmdline"])]
     encode_manifest(songs / "manifest.jsonl", out, **OPTIONS, machines=Machines("slurm", tasks=3, wait=True))
-    assert contents(out) == local
+    assert contents(out) == straight
 
 
 def test_what_a_task_says_of_bad_input_is_the_waiting_ones_line(slurm, songs, tmp_path):
