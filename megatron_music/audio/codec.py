@@ -92,3 +92,13 @@ def codebooks_to_keep(asked: int | None, available: int, where: str) -> int:
     if not 1 <= asked <= available:
         raise InputError(where, f"has {available} codebooks and {asked} were asked for", f"ask for 1 to {available}")
     return asked
+
+
+def checked_codes(codes_KT: np.ndarray, codebooks: int, codebook_size: int) -> np.ndarray:
+    """Codes to decode, (K', T); ValueError for more codebooks than there are, or a code out of range."""
+    codes_KT = np.asarray(codes_KT)
+    if codes_KT.ndim != 2 or not 1 <= len(codes_KT) <= codebooks:
+        raise ValueError(f"codes of shape {codes_KT.shape}, expected (1 to {codebooks}, frames)")
+    if codes_KT.size and (codes_KT.min() < 0 or codes_KT.max() >= codebook_size):
+        raise ValueError(f"codes from {codes_KT.min()} to {codes_KT.max()}, expected 0 to {codebook_size - 1}")
+    return codes_KT

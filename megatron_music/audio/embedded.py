@@ -22,6 +22,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
+from megatron_music.audio.codec import checked_codes
 from megatron_music.audio.kmeans import k_means, nearest, steadiest
 from megatron_music.audio.spectrum import ShortTimeSpectrum, mel_filters
 from megatron_music.errors import InputError
@@ -125,13 +126,9 @@ class EmbeddedCodec:
         Raises:
             ValueError: more codebooks than the codec has, or a code out of range.
         """
-        codes_KT = np.asarray(codes_KT)
-        if codes_KT.ndim != 2 or not 1 <= len(codes_KT) <= self.codebooks:
-            raise ValueError(f"codes of shape {codes_KT.shape}, expected (1 to {self.codebooks}, frames)")
+        codes_KT = checked_codes(codes_KT, self.codebooks, self.codebook_size)
         if codes_KT.size == 0:
             return np.zeros(0, np.float32)
-        if codes_KT.min() < 0 or codes_KT.max() >= self.codebook_size:
-            raise ValueError(f"codes from {codes_KT.min()} to {codes_KT.max()}, expected 0 to {self.codebook_size - 1}")
         log_mel_TM = np.zeros((codes_KT.shape[1], _MEL_BANDS), np.float32)
         for codes_T, centroids_CM in zip(codes_KT, self.codebooks_KCM, strict=False):
             log_mel_TM += centroids_CM[codes_T]

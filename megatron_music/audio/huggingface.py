@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from transformers import DacModel, EncodecModel, XcodecModel
 
-from megatron_music.audio.codec import codebooks_to_keep, family_of
+from megatron_music.audio.codec import checked_codes, codebooks_to_keep, family_of
 from megatron_music.audio.xcodec_checkpoint import load_yue_checkpoint
 from megatron_music.errors import InputError
 from megatron_music.files import read_json
@@ -85,13 +85,9 @@ class NetworkCodec(ABC):
         Raises:
             ValueError: more codebooks than ``encode`` gives, or a code out of range.
         """
-        codes_KT = np.asarray(codes_KT)
-        if codes_KT.ndim != 2 or not 1 <= len(codes_KT) <= self.codebooks:
-            raise ValueError(f"codes of shape {codes_KT.shape}, expected (1 to {self.codebooks}, frames)")
+        codes_KT = checked_codes(codes_KT, self.codebooks, self.codebook_size)
         if codes_KT.size == 0:
             return np.zeros(0, np.float32)
-        if codes_KT.min() < 0 or codes_KT.max() >= self.codebook_size:
-            raise ValueError(f"codes from {codes_KT.min()} to {codes_KT.max()}, expected 0 to {self.codebook_size - 1}")
         samples = np.zeros(codes_KT.shape[1] * self.hop_samples, np.float32)
         for start, end, context_start, context_end in self._pieces(codes_KT.shape[1]):
             piece_KT = torch.from_numpy(codes_KT[:, context_start:context_end].astype(np.int64)).to(self.device)

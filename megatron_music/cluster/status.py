@@ -142,19 +142,19 @@ def _row(run: Status) -> list[str]:
         short_count(run.tokens),
         short_count(run.total_tokens) if run.total_tokens else "?",
         "" if run.left_seconds is None or run.state == "done" else duration(run.left_seconds),
-        _number(run.losses, "loss"),
-        _number(run.held_out, "loss"),
+        number_cell(run.losses, "loss"),
+        number_cell(run.held_out, "loss"),
         "" if run.tokens_per_second is None else f"{run.tokens_per_second:,.0f}",
         "" if run.mfu is None else f"{run.mfu:.1%}",
         str(run.counts.get("skipped", 0)),
     ]
 
 
-def _number(losses: dict[str, float | None], name: str) -> str:
-    """A loss to three places; nothing where none was measured."""
-    if name not in losses:
+def number_cell(numbers: dict[str, Any], name: str) -> str:
+    """A number to three places; nothing where it was not measured, and words where it was None: not finite."""
+    if name not in numbers:
         return ""
-    return "not finite" if losses[name] is None else f"{losses[name]:.3f}"
+    return "not finite" if numbers[name] is None else f"{numbers[name]:.3f}"
 
 
 def one_run(run: Status) -> str:
@@ -183,7 +183,8 @@ def one_run(run: Status) -> str:
         lines.append(f"slowest rank: {run.slowest[0]}, {run.slowest[1]:.2f} x the median's own computation")
     lines += ["", _losses(run)]
     if run.invalid_token_share is not None:
-        lines.append(f"invalid tokens: {run.invalid_token_share:.1%}, after step {run.invalid_token_step:,}")
+        when = "" if run.invalid_token_step == run.step else f", after step {run.invalid_token_step:,}"
+        lines.append(f"invalid tokens: {run.invalid_token_share:.1%}{when}")
     if run.consumed:
         lines += ["", _data(run)]
     at = run.checkpoint.get("step")
@@ -196,7 +197,7 @@ def _losses(run: Status) -> str:
     rows = [["loss, nats a token", "trend", "now", "held out"]]
     for name in run.losses:
         label = "all" if name == "loss" else name.removeprefix("loss/").replace("task/", "task ")
-        rows.append([label, _trend(run.trends[name]), _number(run.losses, name), _number(run.held_out, name)])
+        rows.append([label, _trend(run.trends[name]), number_cell(run.losses, name), number_cell(run.held_out, name)])
     return table(rows, left=2)
 
 
@@ -223,7 +224,7 @@ def _event(event: dict[str, Any]) -> str:
     name, when = event["event"], event.get("time")
     at = "" if when is None else time.strftime(" (%Y-%m-%d %H:%M)", time.localtime(when))
     if name == "skipped":
-        loss, norm = (_number(event, name) for name in ("loss", "gradient_norm"))
+        loss, norm = (number_cell(event, name) for name in ("loss", "gradient_norm"))
         name = f"skipped: loss {loss}, gradient norm {norm}"
     elif name == ROLLED_BACK:
         name = f"went back to step {event['to']:,}; steps {event['first']:,} to {event['last']:,} are passed"

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_music.cluster.run_lines import RunLines, runs_in
-from megatron_music.cluster.status import status_of
+from megatron_music.cluster.status import number_cell, status_of
 from megatron_music.errors import InputError
 from megatron_music.recipe.recipe import Recipe
 from megatron_music.scaling.comparison import invalid_cell
@@ -111,16 +111,12 @@ def runs_rows(runs: Sequence[ComparedRun]) -> list[list[str]]:
     kinds = list(dict.fromkeys(kind for run in runs for kind in run.losses))
     rows = [["run", "state", "parameters", "tokens", "of", *kinds, "invalid", "tokens/s"]]
     for run in runs:
-        losses = [_loss(run.losses[kind]) if kind in run.losses else "" for kind in kinds]
+        losses = [number_cell(run.losses, kind) for kind in kinds]
         invalid = invalid_cell(run.invalid_token_share, run.invalid_token_step)
         speed = "" if run.tokens_per_second is None else f"{run.tokens_per_second:,.0f}"
         counts = [short_count(count) for count in (run.parameters, run.tokens, run.planned_tokens)]
         rows.append([run.name, run.state, *counts, *losses, invalid, speed])
     return rows
-
-
-def _loss(value: float | None) -> str:
-    return "not finite" if value is None else f"{value:.3f}"
 
 
 def notes(runs: Sequence[ComparedRun]) -> list[str]:
