@@ -1,6 +1,7 @@
 """Files that are complete or absent, and reading the small ones with errors that name them."""
 
 import codecs
+import errno
 import json
 import os
 import re
@@ -63,7 +64,9 @@ def make_folder(path: str | os.PathLike) -> Path:
         path.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError):
         raise InputError(path, "is a file or lies below one", "name a folder") from None
-    except PermissionError as error:
+    except OSError as error:
+        if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG):
+            raise  # a full disk, or a broken one, is no fault of the name
         raise InputError(path, f"can't be made ({error.strerror})", "name a folder that can be written") from None
     return path
 

@@ -5,7 +5,16 @@ import codecs
 import pytest
 
 from megatron_music.errors import InputError
-from megatron_music.files import NotText, atomic_path, make_folder, parse_json, read_json, read_text, read_yaml, write_json
+from megatron_music.files import (
+    NotText,
+    atomic_path,
+    make_folder,
+    parse_json,
+    read_json,
+    read_text,
+    read_yaml,
+    write_json,
+)
 
 
 def test_a_file_appears_only_when_its_block_has_ended(tmp_path):
@@ -54,6 +63,8 @@ def test_a_folder_replaces_no_file_and_is_made_in_none(tmp_path):
             with pytest.raises(InputError, match=f"{path}: is a file or lies below one; name a folder"):
                 make(path)
     assert (tmp_path / "file").read_text() == "old" and len(list(tmp_path.iterdir())) == 1
+    with pytest.raises(InputError, match="can't be made .File name too long.; name a folder that can be written"):
+        make_folder(tmp_path / ("n" * 300))
     assert make_folder(tmp_path / "new" / "deep") == make_folder(tmp_path / "new" / "deep")
 
 
