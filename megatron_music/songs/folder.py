@@ -321,9 +321,10 @@ def _with_lyrics(
     text = _text(path)
     lyrics = read(text, duration_s=song.duration_s)
     sections, remarks = lyrics.sections, list(lyrics.remarks)
-    if not sections:
-        why = f": {remarks[0]}" if remarks else ""
-        raise Rejected("text_empty", f"{path} holds no lyrics{why}")
+    if not sections and not remarks:
+        raise Rejected("text_empty", f"{path} holds no lyrics")
+    if not sections:  # credits alone, as of music without a voice
+        return song, [(path, remark) for remark in remarks]
     timed: list[TimedSection] = []
     extra = dict(song.extra)
     if lyrics.are_timed:

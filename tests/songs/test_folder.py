@@ -315,13 +315,12 @@ def test_labels_of_a_structure_are_read_like_those_of_lyrics(folder, out):
     assert [segment.text for segment in _songs(out)["a"].segments] == ["[verse]\nla\n\n", "[solo]\n\n"]
 
 
-def test_lyrics_that_hold_none_say_why(folder, out):
+def test_lyrics_of_credits_alone_leave_a_song_without_lyrics(folder, out):
     _audio(folder / "a.wav")
-    _audio(folder / "b.wav")
     _text(folder / "a.lrc", "[00:01.00]Lyrics by Anna\n")
-    manifest_of_folder(folder, out)
-    (reject,) = read_rejects(out / "rejects.parquet")
-    assert (
-        reject.detail
-        == f"{folder}/a.lrc holds no lyrics: line 1: 'Lyrics by Anna' is a credit or a notice, and left out"
+    summary = manifest_of_folder(folder, out)
+    assert (summary.songs, summary.with_lyrics, summary.rejected) == (1, 0, {})
+    assert _songs(out)["a"].segments == []
+    assert (out / "remarks.txt").read_text() == (
+        f"{folder}/a.lrc: line 1: 'Lyrics by Anna' is a credit or a notice, and left out\n"
     )
