@@ -2,20 +2,40 @@
 
 import os
 from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 
 import numpy as np
 import soundfile
 import soxr
 
+from megatron_music.audio.containers import audio_parts
+from megatron_music.audio.decoders import Decoder, decoder, further_tags
+from megatron_music.audio.parts import Part
 from megatron_music.errors import InputError
 from megatron_music.files import atomic_path
 
-_WRITE_BLOCK_FRAMES = 65_536
+MOST_MISSING_S = 0.5
+"""A file may end this much before what it announces: some frames of any codec in use (a frame of FLAC at 8 kHz has
+0.5 s), and less than a song's last note."""
+_BLOCK_S, _WRITE_BLOCK_FRAMES = 10.0, 65_536
+
+
+class NoSamples(InputError):
+    """An audio file is whole and of no length."""
+
+
+@dataclass(frozen=True)
+class AudioInfo:
+    """The length of an audio file, and what its tags say, by names in lower case."""
+
+    duration_s: float
+    metadata: dict[str, str]
 
 
 def read_audio(path: str | os.PathLike, sample_rate: int, mono: bool = True) -> np.ndarray:
-    """Reads any format that libsndfile knows (wav, flac, ogg, mp3, ...) at the sample rate asked for.
+    """Reads any format that libsndfile or FFmpeg knows (wav, flac, ogg, mp3, m4a, ...) at the sample rate asked for.
 
     Returns:
         float32, full scale = 1: shape (samples,) with the channels averaged, or (channels, samples) where ``mono`` is
@@ -30,45 +50,113 @@ def read_audio(path: str | os.PathLike, sample_rate: int, mono: bool = True) -> 
     return samples_CS[0] if mono else samples_CS
 
 
-def audio_blocks(path: str | os.PathLike, block_s: float = 10.0) -> Iterator[tuple[np.ndarray, int]]:
+def audio_blocks(path: str | os.PathLike, block_s: float = _BLOCK_S) -> Iterator[tuple[np.ndarray, int]]:
     """Yields an audio file in blocks, float32 (samples, channels) with full scale = 1, each with the sample rate.
 
-    All blocks but the last have ``round(block_s * rate)`` samples.
+    All blocks but the last have ``round(block_s * rate)`` samples. Where a file holds several recordings, one behind
+    the other, the later ones get the rate and the channels of the first.
 
     Raises:
-        InputError: the file is missing, is not audio, ends before what its header announces, holds no samples, or
-            holds samples that are not numbers; perhaps behind some blocks.
+        InputError: the file is missing, is not audio, ends more than ``MOST_MISSING_S`` before what its header
+            announces, holds no samples, or holds samples that are not numbers; perhaps behind some blocks.
     """
+    any_samples = False
+    for block_SC, rate in _even(_pieces(path, block_s), block_s):
+        if not np.isfinite(block_SC).all():
+            raise InputError(path, "holds samples that are not finite numbers", "export the file again")
+        any_samples = True
+        yield block_SC, rate
+    if not any_samples:
+        raise _no_samples(path)
+
+
+def audio_info(path: str | os.PathLike) -> AudioInfo:
+    """The length that ``audio_blocks`` reads, and tags; decodes nothing where the header can be trusted.
+
+    Raises:
+        InputError: as ``audio_blocks`` does, but for samples that are not numbers or damaged.
+    """
+    duration_s, metadata = 0.0, {}
+    for part in _parts(path, to_read=False):
+        with decoder(part) as opened:
+            length_s = opened.length_s
+            if length_s is None:
+                length_s = sum(len(block_SC) / rate for block_SC, rate in opened.blocks(_BLOCK_S))
+            _check_end(part, opened, length_s)
+            duration_s += length_s
+            metadata = further_tags(part) | opened.metadata | metadata
+    if not duration_s:
+        raise _no_samples(path)
+    return AudioInfo(duration_s, metadata)
+
+
+def _parts(path: str | os.PathLike, to_read: bool) -> list[Part]:
     path = Path(path)
-    if not path.is_file():
+    if not path.is_file():  # opening a pipe would wait for ever
         raise InputError(path, "is a folder" if path.is_dir() else "no such file", "check the path")
-    read_frames = 0
     try:
-        with soundfile.SoundFile(path) as file:
-            announced_frames, frames = file.frames, max(1, round(block_s * file.samplerate))
-            while len(block_SC := file.read(frames, dtype="float32", always_2d=True)):
-                if not np.isfinite(block_SC).all():
-                    raise InputError(path, "holds samples that are not finite numbers", "export the file again")
-                read_frames += len(block_SC)
-                yield block_SC, file.samplerate
-    except InputError:
-        raise
-    except (soundfile.LibsndfileError, OSError, ValueError, RuntimeError) as error:
-        reason = getattr(error, "error_string", None) or error
-        raise InputError(path, f"can't be read as audio ({reason})", "use wav, flac, ogg or mp3") from None
-    if read_frames == 0:
-        raise InputError(path, "holds no samples", "leave the file out or replace it")
-    if read_frames < announced_frames:
-        found = f"ends after {read_frames} of the {announced_frames} samples that it announces"
-        raise InputError(path, found, "copy or export the file again")
+        if not path.stat().st_size:
+            raise InputError(path, "is an empty file", "leave it out or replace it")
+        return audio_parts(path, to_read)
+    except OSError as error:
+        raise InputError(path, f"can't be read ({error.strerror})", "check the file and its permissions") from None
 
 
-def announced_seconds(path: str | os.PathLike) -> float:
-    """The length that an audio file's header tells, which nothing was read for; 0 where it tells none."""
-    try:
-        return soundfile.info(path).duration
-    except (soundfile.LibsndfileError, OSError, ValueError, RuntimeError):
-        return 0.0
+def _pieces(path: str | os.PathLike, block_s: float) -> Iterator[tuple[np.ndarray, int]]:
+    for part in _parts(path, to_read=True):
+        with decoder(part) as opened:
+            read_s = 0.0
+            for block_SC, rate in opened.blocks(block_s):
+                read_s += len(block_SC) / rate
+                yield block_SC, rate
+            _check_end(part, opened, read_s)
+
+
+def _check_end(part: Part, opened: Decoder, read_s: float) -> None:
+    """Raises InputError where more is announced than was read, or more is there than is announced."""
+    s_per_byte = read_s / max(part.data_bytes, 1)
+    announced_s = (opened.announced_s or 0.0) + part.missing_bytes * s_per_byte
+    if announced_s - read_s > MOST_MISSING_S:
+        found = f"ends after {read_s:.2f} of the {announced_s:.2f} s that it announces"
+        raise InputError(part.path, found, "copy or export the file again")
+    if (further_s := part.unknown_bytes * s_per_byte) > MOST_MISSING_S:
+        found = f"announces {read_s:.2f} s and goes on behind them for {further_s:.2f} s"
+        raise InputError(part.path, found, "cut off what is no audio, or save the whole with an editor that hears it")
+
+
+def _no_samples(path: str | os.PathLike) -> NoSamples:
+    return NoSamples(path, "holds no samples", "leave the file out or replace it")
+
+
+def _even(pieces: Iterator[tuple[np.ndarray, int]], block_s: float) -> Iterator[tuple[np.ndarray, int]]:
+    """Blocks of one length out of pieces of any, all with the rate and the channels of the first."""
+    held: list[np.ndarray] = []
+    first: tuple[int, int] | None = None
+    for (rate, channels), run in groupby(pieces, lambda piece: (piece[1], piece[0].shape[1])):
+        first = first or (rate, channels)
+        frames = max(1, round(block_s * first[0]))
+        for block_SC in _at_rate((block_SC for block_SC, _ in run), rate, channels, first[0]):
+            if channels != first[1]:
+                block_SC = np.repeat(block_SC.mean(axis=1, keepdims=True), first[1], axis=1)
+            held.append(block_SC)
+            if sum(map(len, held)) >= frames:
+                joined_SC = held[0] if len(held) == 1 else np.concatenate(held)
+                whole = len(joined_SC) // frames * frames
+                for start in range(0, whole, frames):
+                    yield joined_SC[start : start + frames], first[0]
+                held = [joined_SC[whole:]] if whole < len(joined_SC) else []
+    if held:
+        yield np.concatenate(held), first[0]
+
+
+def _at_rate(blocks: Iterator[np.ndarray], rate: int, channels: int, to_rate: int) -> Iterator[np.ndarray]:
+    if rate == to_rate:
+        yield from blocks
+        return
+    stream = soxr.ResampleStream(rate, to_rate, channels)
+    for block_SC in blocks:
+        yield stream.resample_chunk(block_SC)
+    yield stream.resample_chunk(np.zeros((0, channels), np.float32), last=True)
 
 
 def resample(samples: np.ndarray, from_rate: int, to_rate: int) -> np.ndarray:

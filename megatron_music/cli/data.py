@@ -46,7 +46,7 @@ def manifest(
 ) -> None:
     r"""Make a manifest of a folder: recordings with their stems, lyrics and tags, paired by name.
 
-    A song is song.mp3 (or wav, flac, ogg, opus, aiff) or song/mix.mp3.
+    A song is song.mp3 (or wav, flac, ogg, opus, aiff, m4a, ...) or song/mix.mp3.
 
     Stems: song.vocals.wav and song.instrumental.wav, or song/vocals.wav and song/no_vocals.wav.
 

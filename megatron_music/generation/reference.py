@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from megatron_music.audio.files import announced_seconds, read_audio
+from megatron_music.audio.files import audio_info, read_audio
 from megatron_music.errors import InputError
 from megatron_music.files import read_json
 from megatron_music.generation.request import Reference, SungSegment
@@ -95,7 +95,7 @@ def _codebook_0(path: str | Path, codec: "Codec", codec_range: CodecRange) -> np
         except Rejected as rejected:
             raise InputError(path, rejected.detail, "name codes of this codec, or audio") from None
     # Small files may hold hours, which would fill the memory.
-    if (seconds := announced_seconds(path)) > LONGEST_FILE_S:
+    if (seconds := audio_info(path).duration_s) > LONGEST_FILE_S:
         raise InputError(path, f"lasts {seconds / 60:.0f} minutes", f"cut it to {LONGEST_FILE_S / 60:g}")
     samples = read_audio(path, codec.sample_rate)
     if len(samples) < SHORTEST_S * codec.sample_rate:

@@ -4,7 +4,7 @@ In ``FOLDER`` and all folders below it (hidden ones and links to folders left ou
 
 | file | is |
 | --- | --- |
-| `song.mp3` | the mix; wav, flac, ogg, opus, mp3 and aiff can be read |
+| `song.mp3` | the mix; or any suffix of ``pairing.AUDIO_SUFFIXES`` |
 | `song.vocals.wav`, `song/vocals.wav` | vocals |
 | `song.instrumental.wav`, `song/no_vocals.wav` | accompaniment; `accompaniment` is a third name for it |
 | `song/mix.wav` | the mix as well |
@@ -16,7 +16,8 @@ In ``FOLDER`` and all folders below it (hidden ones and links to folders left ou
 Case does not matter, nor how a system spells accents and blanks (``songs/pairing.py``). The id is the path without
 suffix as the mix has it, ``album/song``, unless a ``.json`` has another. Tags come from the first that there is of
 ``.tags.txt``, ``.json`` and the audio file's own metadata, which also gives title, artist, album, date and licence.
-Text is UTF-8, or UTF-16 behind its mark. Lengths are what the files' headers say: nothing is decoded here.
+Text is UTF-8, or UTF-16 behind its mark. Lengths are those that ``audio/files`` will read; only files whose header
+does not tell are decoded for it.
 
 Lyrics with times become segments, and are kept as ``lines``. So do lyrics whose labels are those of the sections in
 ``msa``. Other lyrics are kept as ``lyrics``, for the annotator ``align``. With ``speech``, a ``.txt`` is what is said
@@ -39,8 +40,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import soundfile
-
+from megatron_music.audio.files import AudioInfo, NoSamples, audio_info
 from megatron_music.errors import InputError
 from megatron_music.files import NotText, make_folder, parse_json, read_text, write_text
 from megatron_music.progress import track
@@ -177,7 +177,9 @@ def _songs(
     write_text(out / REMARKS, "".join(remarks).encode(errors="backslashreplace").decode())  # names may be no UTF-8
     if not summary.songs:
         why = f"; the first of {len(rejects)} rejects: {rejects[0].detail}" if rejects else ""
-        raise InputError(out, f"there is no song for a manifest{why}", "name a folder with wav, flac, ogg or mp3 files")
+        raise InputError(
+            out, f"there is no song for a manifest{why}", "name a folder with wav, flac, ogg, mp3 or m4a files"
+        )
 
 
 def _in_batches(pool: ThreadPoolExecutor, make: Any, paired: Iterator[PairedFiles]) -> Iterator[_Made]:
@@ -242,10 +244,11 @@ def _song(id: str, audio: dict[str, str], sidecars: dict[str, Path], folder: Pat
             raise Rejected("not_utf8", f"the name of {path} is not UTF-8; rename it")
     content = _fields(sidecars[".json"]) if ".json" in sidecars else {}
     content |= {name: audio.get(role) for role, name in AUDIO_FIELDS.items()}
-    lengths_s, metadata = {}, {}
-    for role, path in audio.items():
-        lengths_s[role], found = _header(folder / path)
-        metadata = found | metadata
+    infos = {role: _heard(folder / path) for role, path in audio.items()}
+    metadata: dict[str, str] = {}
+    for info in infos.values():
+        metadata = {name: " ".join(text.split()) for name, text in info.metadata.items()} | metadata
+    lengths_s = {role: info.duration_s for role, info in infos.items()}
     content["audio_length_in_sec"] = round(lengths_s.get("mix", max(lengths_s.values())), 3)
     if ".tags.txt" in sidecars:
         content["genres"] = ", ".join(filter(None, map(str.strip, _text(sidecars[".tags.txt"]).splitlines())))
@@ -262,22 +265,17 @@ def _song(id: str, audio: dict[str, str], sidecars: dict[str, Path], folder: Pat
     return song
 
 
-def _header(path: Path) -> tuple[float, dict[str, str]]:
-    """Seconds of audio and metadata that a file's header announces."""
-    if not path.is_file():  # opening a pipe would wait for ever
+def _heard(path: Path) -> AudioInfo:
+    if not path.is_file():
         raise Rejected("audio_missing", f"{path} is no file, or a link to none")
     try:
-        with soundfile.SoundFile(path) as file:
-            frames, sample_rate, metadata = file.frames, file.samplerate, file.copy_metadata()
-    except (soundfile.LibsndfileError, OSError, ValueError, RuntimeError) as error:
-        reason = getattr(error, "error_string", None) or error
-        raise Rejected("audio_unreadable", f"{path} can't be read ({reason}); use wav, flac, ogg or mp3") from None
-    if frames <= 0:
-        raise Rejected("audio_empty", f"{path} holds no samples")
-    if frames / sample_rate > _LONGEST_S:
-        # A stream that was never closed announces the largest number there is.
-        raise Rejected("audio_unreadable", f"{path} announces {frames / sample_rate / 3600:.0f} hours")
-    return frames / sample_rate, {name: " ".join(text.split()) for name, text in metadata.items()}
+        info = audio_info(path)
+    except InputError as error:
+        raise Rejected("audio_empty" if isinstance(error, NoSamples) else "audio_unreadable", str(error)) from None
+    if info.duration_s > _LONGEST_S:
+        hours = info.duration_s / 3600
+        raise Rejected("audio_too_long", f"{path} lasts {hours:.1f} hours; cut it to at most {_LONGEST_S / 3600:.0f}")
+    return info
 
 
 def _text(path: Path) -> str:

@@ -12,9 +12,10 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 AUDIO_SUFFIXES = (
-    ".wav", ".flac", ".aiff", ".aif", ".ogg", ".oga", ".opus", ".mp3", ".m4a", ".aac", ".wma", ".mp4", ".webm"
+    ".wav", ".rf64", ".bw64", ".w64", ".flac", ".aiff", ".aif", ".aifc", ".caf", ".au", ".wv", ".tta", ".ape",
+    ".ogg", ".oga", ".opus", ".mp3", ".m4a", ".m4b", ".aac", ".mka", ".wma", ".mp2", ".mp4", ".webm",
 )  # fmt: skip
-"""Files taken for audio, the better first where a track has several; the last five get a reject that says so."""
+"""Files taken for audio, the better first where a track has several. The last two may be films, whose sound is used."""
 TRACK_NAMES = {
     "mix": "mix", "mixture": "mix", "vocals": "vocals", "vocal": "vocals", "accompaniment": "accompaniment",
     "instrumental": "accompaniment", "no_vocals": "accompaniment",

@@ -251,7 +251,7 @@ def test_a_folder_without_songs_is_told_in_one_line(folder, out):
     with pytest.raises(InputError, match="there is no song for a manifest; name a folder"):
         manifest_of_folder(folder, out)
     _text(folder / "junk.wav", "junk")
-    with pytest.raises(InputError, match=r"the first of 1 rejects: .*junk.wav can't be read"):
+    with pytest.raises(InputError, match=r"the first of 1 rejects: .*junk.wav: can't be read as audio"):
         manifest_of_folder(folder, out)
     assert _rules(out) == [("junk", "audio_unreadable")]
     assert not (out / "manifest.jsonl").exists()

@@ -159,7 +159,7 @@ def _songs(system: str) -> dict[str, SongFiles]:
     """The songs that can be heard, by name."""
     songs = {song.name: song for song in songs_in(system) if song.heard}
     if not songs:
-        raise InputError(system, "holds no songs to hear", "name a folder with wav, flac, ogg or mp3 files")
+        raise InputError(system, "holds no songs to hear", "name a folder with wav, flac, ogg, mp3 or m4a files")
     return songs
 
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from megatron_music.audio.files import announced_seconds
+from megatron_music.audio.files import audio_info
 from megatron_music.conversion.export import refuse_foreign_folder
 from megatron_music.errors import InputError
 from megatron_music.evaluation.listening.statistics import AgainstListeners, correlate
@@ -35,7 +35,7 @@ MOST_PROBLEMS = 200
 """Rows of problems on the page; ``songs.csv`` has all."""
 MOST_MODEL = 50_000
 """Characters of what was found of a model; ``evaluation.json`` has all."""
-PLAYED = frozenset({".wav", ".flac", ".mp3", ".ogg", ".opus"})
+PLAYED = frozenset({".wav", ".flac", ".mp3", ".ogg", ".opus", ".m4a"})
 _TEMPLATE = Path(__file__).parent / "page" / "report.html"
 
 
@@ -104,7 +104,9 @@ def _player(system: SystemResult, song: SongResult, folder: Path, name: str) -> 
     found = song.measures.get(VOCAL_RANGE)
     if not song.file or path.suffix.lower() not in PLAYED:
         return Player("", "no audio", found)
-    if not announced_seconds(path):
+    try:
+        audio_info(path)
+    except InputError:
         return Player("", f"no audio in {song.file}" if path.is_file() else f"{path} is not there any more", found)
     name += path.suffix.lower()
     (folder / name).parent.mkdir(parents=True, exist_ok=True)

@@ -104,7 +104,7 @@ def songs_in(folder: str | Path, plain: str = "mix") -> list[SongFiles]:
     found = pair(file for parent, names in listing for file in _files(folder, parent, names, any_audio, plain))
     songs = [_song(paired, folder) for paired in found if paired.has_audio]
     if not songs:
-        raise InputError(folder, "holds no songs", "name a folder with wav, flac, ogg, mp3 or f0 files")
+        raise InputError(folder, "holds no songs", "name a folder with wav, flac, ogg, mp3, m4a or f0 files")
     return songs
 
 

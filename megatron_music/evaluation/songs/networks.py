@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from megatron_music.audio.files import announced_seconds, read_audio
+from megatron_music.audio.files import read_audio
 from megatron_music.corpus import fingerprint
 from megatron_music.errors import InputError
 from megatron_music.evaluation.kept import kept_array, kept_json
@@ -96,7 +96,7 @@ class Networks:
             if f0_hz is not None:
                 found.add_voice("vocals", f0_hz)
                 found.details["f0"] = f"RMVPE ({self._named.rmvpe.name})"
-        prompt, _ = read_prompt(song, announced_seconds(song.heard))
+        prompt, _ = read_prompt(song, 0.0)  # the length is that of sections, which nothing here hears
         if self.recogniser and prompt.lyrics:
             found.attempt("recogniser", lambda: self._lyrics(song, prompt.lyrics, prompt.language, found))
         if self.embedding and self.embedding.joint and prompt.tags:

@@ -13,7 +13,7 @@ from megatron_music.generation.request import Stopped
 from megatron_music.generation.sampling import SamplingSettings
 from megatron_music.generation.song import FORMATS, Studio
 
-UPLOAD_TYPES = (".wav", ".flac", ".ogg", ".mp3")
+UPLOAD_TYPES = (".wav", ".flac", ".ogg", ".mp3", ".m4a")
 MOST_UPLOAD_MB = 64
 KEPT_S, CLEARED_EVERY_S = 86_400, 3_600
 MOST_WAITING = 32
