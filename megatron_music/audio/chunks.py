@@ -73,16 +73,21 @@ def chunked_part(path: Path, content: FileBytes) -> Part:
     }
     if here == told and magic != b"BW64":
         return Part(path, **sizes)
-    most = form.most
     if form is _WAV:
-        head = struct.pack("<4sI4s4sIQQQI", b"RF64", most, b"WAVE", b"ds64", 28, here + len(before) + 48, here, 0, 0)
-        head += before + struct.pack("<4sI", b"data", most)
+        head = _rf64_head(b"".join(content[span] for span in before), here)
     else:
         head = bytearray(content[:start])
         length = here + form.counts_header * form.header.size
         length_at = 8 if form is _AU else start - form.length.size
-        form.length.pack_into(head, length_at, length if length <= most else form.to_end)
+        form.length.pack_into(head, length_at, length if length <= form.most else form.to_end)
     return Part(path, start, start + here, bytes(head), **sizes)
+
+
+def _rf64_head(chunks: bytes, data_bytes: int) -> bytes:
+    """What stands before the audio of a WAV file of 64 bits, whose other chunks are ``chunks``."""
+    sizes = struct.pack("<4sIQQQI", b"ds64", 28, 4 + 36 + len(chunks) + 8 + data_bytes, data_bytes, 0, 0)
+    unused = (1 << 32) - 1
+    return struct.pack("<4sI4s", b"RF64", unused, b"WAVE") + sizes + chunks + struct.pack("<4sI", b"data", unused)
 
 
 def _announced(form: _Form, content: FileBytes, start: int, told: int) -> int:
@@ -110,22 +115,22 @@ def _chunks(form: _Form, content: FileBytes, at: int) -> Iterator[tuple[bytes, i
         at += -at % form.align
 
 
-def _find_data(form: _Form, content: FileBytes) -> tuple[int, int, bytes] | None:
-    """Where the audio is, the length that is told for it, and the chunks before it."""
-    before, long_length = b"", None
+def _find_data(form: _Form, content: FileBytes) -> tuple[int, int, list[slice]] | None:
+    """Where the audio is, the length that is told for it, and where the chunks before it are."""
+    before, long_length = [], None
     for name, at, start, told in _chunks(form, content, form.first):
         if name == form.data:
             return start, long_length if long_length is not None and told == 0xFFFFFFFF else told, before
         if name == b"ds64":
             (long_length,) = struct.unpack("<Q", content[start + 8 : start + 16].ljust(8, b"\0"))
         else:
-            before += content[at : start + told + told % 2]
+            before.append(slice(at, start + told + told % 2))
     return None
 
 
-def _find_au(content: FileBytes) -> tuple[int, int, bytes]:
+def _find_au(content: FileBytes) -> tuple[int, int, list[slice]]:
     start, told = struct.unpack(">II", content[4:12].ljust(8, b"\0"))
-    return start, told, b""
+    return start, told, []
 
 
 def _unknown_bytes(form: _Form, content: FileBytes, at: int) -> int:

@@ -77,9 +77,10 @@ def _ffmpeg(part: Part) -> Iterator[Decoder]:
 
     try:
         with _av_container(part) as container:
-            if not container.streams.audio:
-                raise InputError(part.path, "has no audio in it", "leave the file out")
-            yield _Ffmpeg(container, part)
+            stream = container.streams.best("audio")
+            if stream is None:
+                raise _unreadable(part, "there is none in it")
+            yield _Ffmpeg(container, stream, part)
     except InputError:
         raise
     except (av.error.FFmpegError, OSError, ValueError) as error:
@@ -125,8 +126,8 @@ class _Sndfile:
 
 
 class _Ffmpeg:
-    def __init__(self, container: Any, part: Part):
-        self._container, self._stream = container, container.streams.best("audio")
+    def __init__(self, container: Any, stream: Any, part: Part):
+        self._container, self._stream = container, stream
         tags = dict(container.metadata) | dict(self._stream.metadata)
         self.metadata = {name.lower(): text for name, text in tags.items()}
         self.announced_s = self._announced_s() if part.announces else None

@@ -130,7 +130,7 @@ def _no_samples(path: str | os.PathLike) -> NoSamples:
 
 def _even(pieces: Iterator[tuple[np.ndarray, int]], block_s: float) -> Iterator[tuple[np.ndarray, int]]:
     """Blocks of one length out of pieces of any, all with the rate and the channels of the first."""
-    held: list[np.ndarray] = []
+    held, held_frames = [], 0
     first: tuple[int, int] | None = None
     for (rate, channels), run in groupby(pieces, lambda piece: (piece[1], piece[0].shape[1])):
         first = first or (rate, channels)
@@ -139,13 +139,14 @@ def _even(pieces: Iterator[tuple[np.ndarray, int]], block_s: float) -> Iterator[
             if channels != first[1]:
                 block_SC = np.repeat(block_SC.mean(axis=1, keepdims=True), first[1], axis=1)
             held.append(block_SC)
-            if sum(map(len, held)) >= frames:
+            held_frames += len(block_SC)
+            if held_frames >= frames:
                 joined_SC = held[0] if len(held) == 1 else np.concatenate(held)
-                whole = len(joined_SC) // frames * frames
+                whole = held_frames // frames * frames
                 for start in range(0, whole, frames):
                     yield joined_SC[start : start + frames], first[0]
-                held = [joined_SC[whole:]] if whole < len(joined_SC) else []
-    if held:
+                held, held_frames = [joined_SC[whole:]], held_frames - whole
+    if held_frames:
         yield np.concatenate(held), first[0]
 
 

@@ -29,7 +29,7 @@ def mpeg_part(path: Path, content: FileBytes, start: int, to_read: bool) -> Part
     front = content[start : start + _SEARCHED_BYTES]
     at = _find_frame(front)
     if at is None:
-        return Part(path, start, trusted=False, announces=False) if _OTHER_LAYERS.match(front) else None
+        return Part(path, trusted=False, announces=False) if _OTHER_LAYERS.match(front) else None
     start += at
     frames, audio_bytes = _announced(front[at:])
     end = start + audio_bytes

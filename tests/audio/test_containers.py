@@ -363,7 +363,7 @@ def test_pictures_alone_and_playlists_are_no_audio(tmp_path):
         container.mux(pictures.encode(None))
     written(tmp_path / "song.wav", format="WAV")
     text.write_text(f"#EXTM3U\n#EXT-X-TARGETDURATION:3\n#EXTINF:3,\n{tmp_path}/song.wav\n#EXT-X-ENDLIST\n")
-    for path, told in ((silent, "has no audio in it"), (text, "can't be read as audio")):
+    for path, told in ((silent, "there is none in it"), (text, "can't be read as audio")):
         for read in (audio_info, lambda path: list(audio_blocks(path))):
             with pytest.raises(InputError, match=told):
                 read(path)

@@ -13,6 +13,7 @@ from megatron_music.corpus.encode import encode_manifest
 from megatron_music.corpus.executors import Machines
 from megatron_music.errors import InputError
 from megatron_music.songs.codes import load_codes
+from megatron_music.songs.folder import manifest_of_folder
 from megatron_music.songs.manifest import read_manifest, read_rejects
 from megatron_music.vocabulary.vocabulary import CodecRange
 
@@ -108,6 +109,37 @@ def test_songs_without_usable_audio_are_rejected_by_name(songs, tmp_path):
     }
     assert "1/vocals.flac: no such file" in rejects["song-1"].detail
     assert {song.id for song in read_manifest(tmp_path / "codes" / "manifest.jsonl")} == {"song-0", "song-3", "song-4"}
+
+
+def test_a_manifest_of_audio_with_wrong_headers_has_the_lengths_that_encode_reads(tmp_path):
+    recordings = tmp_path / "recordings"
+    recordings.mkdir()
+    seconds = np.arange(48_000) / 16_000
+    tone = 0.3 * np.sin(2 * np.pi * 220 * seconds * (1 + 0.2 * seconds)).astype(np.float32)
+    for name in ("pipe.flac", "killed.wav", "bare.mp3", "cut.mp3", "short.wav", "twice.ogg", "nan.wav"):
+        write_audio(recordings / name, tone, 16_000, subtype="FLOAT" if name == "nan.wav" else "PCM_16")
+    content = {path.name: path.read_bytes() for path in recordings.iterdir()}
+    flac, mp3 = content["pipe.flac"], content["bare.mp3"]
+    (recordings / "pipe.flac").write_bytes(flac[:21] + bytes([flac[21] & 0xF0]) + bytes(4) + flac[26:])
+    (recordings / "killed.wav").write_bytes(content["killed.wav"][:40] + bytes(4) + content["killed.wav"][44:])
+    (recordings / "bare.mp3").write_bytes(mp3[mp3.index(mp3[:2], 4) :])  # less the frame that tells the length
+    (recordings / "cut.mp3").write_bytes(mp3[: len(mp3) // 2])
+    (recordings / "short.wav").write_bytes(content["short.wav"][:-9000])
+    (recordings / "twice.ogg").write_bytes(2 * content["twice.ogg"])
+    (recordings / "nan.wav").write_bytes(content["nan.wav"][:-4] + b"\xff\xff\xff\x7f")
+    manifest_of_folder(recordings, tmp_path / "songs")
+    listed = {song.id: song.duration_s for song in read_manifest(tmp_path / "songs" / "manifest.jsonl")}
+    assert listed.keys() == {"bare", "killed", "nan", "pipe", "short", "twice"}
+    assert (listed["killed"], listed["pipe"], listed["short"], listed["twice"]) == (3.0, 3.0, 2.719, 6.0)
+    (reject,) = read_rejects(tmp_path / "songs" / "rejects.parquet")
+    assert (reject.id, reject.rule) == ("cut", "audio_unreadable")
+    assert reject.detail.endswith("of the 3.00 s that it announces; copy or export the file again")
+    summary = encode_manifest(tmp_path / "songs" / "manifest.jsonl", tmp_path / "codes", **SETTINGS)
+    assert (summary["songs"], summary["rejected"]) == (5, 1)
+    for song in read_manifest(tmp_path / "codes" / "manifest.jsonl"):
+        assert load_codes(song, "mix", CODES).shape[1] == pytest.approx(50 * listed[song.id], abs=1)
+    (reject,) = read_rejects(tmp_path / "codes" / "rejects.parquet")
+    assert reject.id == "nan" and "samples that are not finite numbers" in reject.detail
 
 
 def test_a_fitted_codec_can_be_used_again(songs, tmp_path):
