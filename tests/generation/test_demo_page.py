@@ -218,7 +218,7 @@ def test_uploads_are_limited_in_size_and_type(server, visit, tmp_path):
     page.click("#reference button")
     for name, line in (
         ("long.wav", 'File(s) exceed the maximum allowed size of 64.0 Mb: "long.wav"'),
-        ("page.html", "Invalid file type: page.html. Only .wav, .flac, .ogg, .mp3 allowed."),
+        ("page.html", "Invalid file type: page.html. Only .wav, .flac, .ogg, .mp3, .m4a allowed."),
     ):
         page.set_input_files("#first input[type=file]", tmp_path / name)
         page.wait_for_selector(f".toast-body:has-text('{line}')" if "'" not in line else f"text={line}")
