@@ -61,7 +61,7 @@ def chunked_part(path: Path, content: FileBytes) -> Part:
     magic = content[:4]
     form = _FORMS[magic]
     found = _find_au(content) if form is _AU else _find_data(form, content)
-    if found is None:
+    if found is None or found[0] > content.size:
         return Part(path)  # the decoder says what it misses
     start, told, before = found
     announced = _announced(form, content, start, told)
@@ -128,9 +128,9 @@ def _find_data(form: _Form, content: FileBytes) -> tuple[int, int, list[slice]] 
     return None
 
 
-def _find_au(content: FileBytes) -> tuple[int, int, list[slice]]:
+def _find_au(content: FileBytes) -> tuple[int, int, list[slice]] | None:
     start, told = struct.unpack(">II", content[4:12].ljust(8, b"\0"))
-    return start, told, []
+    return (start, told, []) if start >= 12 else None
 
 
 def _unknown_bytes(form: _Form, content: FileBytes, at: int) -> int:

@@ -45,7 +45,9 @@ def audio_parts(path: str | os.PathLike, to_read: bool) -> list[Part]:
             return _ogg_links(path, content)
         if magic == b"fLaC":
             return [Part(path, trusted=_flac_is_whole(path, content, start))]
-        return [mpeg_part(path, content, start, to_read) or Part(path)]
+        # libsndfile would take what starts so for an MP3, and libmpg123 write about it to the terminal.
+        like_mp3 = start > 0 or magic[:1] == b"\xff"
+        return [mpeg_part(path, content, start, to_read) or Part(path, trusted=not like_mp3)]
 
 
 def _behind_id3(content: FileBytes) -> int:

@@ -18,6 +18,7 @@ from megatron_music.audio.parts import Part
 from megatron_music.errors import InputError
 
 _UNKNOWN_FRAMES = 1 << 62
+_MOST_CHANNELS = 8  # PyAV crashes on planes beyond those
 _MP4 = "mov,mp4,m4a,3gp,3g2,mj2"
 _ANNOUNCING = frozenset({_MP4, "matroska,webm", "asf", "flac", "mp3", "wv", "ape", "tta"})
 """Formats, by FFmpeg's names, that tell their length; that of others is guessed from the bit rate."""
@@ -78,8 +79,10 @@ def _ffmpeg(part: Part) -> Iterator[Decoder]:
     try:
         with _av_container(part) as container:
             stream = container.streams.best("audio")
-            if stream is None:
-                raise _unreadable(part, "there is none in it")
+            if stream is None or stream.codec_context is None:
+                raise _unreadable(part, "there is none in it" if stream is None else "FFmpeg has no decoder for it")
+            if stream.codec_context.layout.nb_channels > _MOST_CHANNELS:
+                raise _unreadable(part, f"it has more than {_MOST_CHANNELS} channels")
             yield _Ffmpeg(container, stream, part)
     except InputError:
         raise
@@ -160,6 +163,8 @@ class _Ffmpeg:
             except av.error.FFmpegError:
                 continue  # a damaged frame; its absence counts at the end
             for frame in decoded:
+                if frame.layout.nb_channels > _MOST_CHANNELS:
+                    continue  # damaged too
                 block_SC = _float32(frame)
                 if self.length_s is not None:
                     # An MP4 file tells where its last frame's padding starts.

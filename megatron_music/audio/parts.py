@@ -15,7 +15,7 @@ class FileBytes:
         self.size = os.fstat(file.fileno()).st_size
 
     def __getitem__(self, span: slice) -> bytes:
-        start = max(span.start or 0, 0)
+        start = min(max(span.start or 0, 0), self.size)
         self._file.seek(start)
         return self._file.read(max(min(self.size if span.stop is None else span.stop, self.size) - start, 0))
 
@@ -51,7 +51,7 @@ class Part:
 
     def open(self) -> io.BufferedIOBase:
         """The part as a file; raises OSError."""
-        return open(self.path, "rb") if self.is_whole_file else io.BufferedReader(_PartFile(self))
+        return io.BufferedReader(_PartFile(self))
 
 
 class _PartFile(io.RawIOBase):
@@ -69,6 +69,7 @@ class _PartFile(io.RawIOBase):
         return True
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        # Damaged files send FFmpeg before the start; it would write an error to the terminal.
         base = {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._size}[whence]
         self._at = max(base + offset, 0)
         return self._at

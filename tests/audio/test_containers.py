@@ -391,3 +391,24 @@ def test_nothing_is_decoded_where_the_header_can_be_trusted(tmp_path, monkeypatc
     assert len(lengths_s) == 12
     assert lengths_s.pop("chain.ogg") == 2 * FRAMES / RATE and lengths_s.pop("a.m4a") == 3
     assert set(lengths_s.values()) == {FRAMES / RATE}
+
+
+@pytest.mark.parametrize("form", ["WAV", "RF64", "W64", "AIFF", "AU", "CAF", "FLAC", "OGG", "MP3", "m4a"])
+def test_whatever_a_damaged_header_says_it_is_read_or_told_in_one_line(tmp_path, form, capfd):
+    path, random = tmp_path / f"song.{form.lower()}", np.random.default_rng(1)
+    if form == "m4a":
+        encoded(path, "aac", movflags="faststart")
+    else:
+        soundfile.write(path, tones(0, 2000), RATE, format=form)
+    content = path.read_bytes()
+    for _ in range(40):
+        damaged = bytearray(content)
+        for place in random.integers(0, 100, 4):
+            damaged[place : place + 4] = random.choice([b"\0\0\0\0", b"\xff\xff\xff\xff", random.bytes(4)])
+        path.write_bytes(damaged)
+        for read in (audio_info, lambda path: list(audio_blocks(path))):
+            try:
+                read(path)
+            except InputError as error:
+                assert str(error).startswith(f"{path}: ") and "\n" not in str(error)
+    assert form == "MP3" or capfd.readouterr().err == ""  # libmpg123 writes of damage within frames
