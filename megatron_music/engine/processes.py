@@ -35,9 +35,6 @@ _REAP_SECONDS = 1.0
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 """What asks a run to stop with a checkpoint: the system's, SLURM's and Ctrl-C."""
 
-_LOADED_ONCE = ("megatron_music.engine.engine",)
-"""Loaded by the process that those of a machine without a GPU are forked from: it brings PyTorch and megatron-core."""
-
 
 def started_by_a_launcher() -> bool:
     """Whether torchrun or srun has started this process as one of several."""
@@ -151,15 +148,15 @@ def launch(function: Callable[..., Any], processes: int, *arguments: Any) -> Non
         RuntimeError: with the traceback of the first process that raised anything else.
     """
     context = _context()
-    port, errors = free_port(), _queue(context)
-    threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, len(os.sched_getaffinity(0)) // processes))
-    environment = dict(os.environ) | {"OMP_NUM_THREADS": threads}
+    with _signals_held():
+        port, errors = free_port(), context.SimpleQueue()
     workers = [
-        context.Process(target=_work, args=(function, rank, processes, port, errors, environment, _Output(), arguments))
+        context.Process(target=_work, args=(_Surroundings(), function, rank, processes, port, errors, arguments))
         for rank in range(processes)
     ]
     with _passing_signals_to(workers) as asked:
-        _start(workers, context, threads, asked)
+        with _threads_for(processes):
+            _start(workers, context, asked)
         try:
             _wait(workers, errors, asked)
         finally:
@@ -175,56 +172,68 @@ def _context() -> Any:
     if torch.cuda.is_available():
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(list(_LOADED_ONCE))
+    context.set_forkserver_preload(["megatron_music.engine.engine"])
     return context
 
 
-def _start(workers: list, context: Any, threads: str, asked: list[int]) -> None:
-    before = os.environ.get("OMP_NUM_THREADS")
-    # Read by the arithmetic libraries when they load, so it has to stand before they start.
-    os.environ["OMP_NUM_THREADS"] = threads
+@contextmanager
+def _signals_held() -> Iterator[None]:
+    """Lets what asks to stop wait; helpers that are started meanwhile let it wait for ever.
+
+    SLURM signals every process of a step: the queue's tracker of semaphores and the server of forks have to live on.
+    A thread has signals of its own to hold, and its helpers have them from it: any thread may launch.
+    """
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     try:
-        if context.get_start_method() == "forkserver":
-            # SLURM signals every process of a step. The server, and those that it has just forked, let signals wait.
-            mask = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
-            try:
-                forkserver.ensure_running()
-            finally:
-                signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        for worker in workers:
-            worker.start()
-            for number in asked[-1:]:  # asked while the process had no id
-                os.kill(worker.pid, number)
+        yield
     finally:
-        if before is None:
-            del os.environ["OMP_NUM_THREADS"]
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
-class _Output:
-    """Standard output and error of the process that pickles it become those of the one that unpickles it."""
+@contextmanager
+def _threads_for(processes: int) -> Iterator[None]:
+    """Sets the threads of each process where the user has not: arithmetic libraries read them when they load."""
+    if os.environ.get("OMP_NUM_THREADS"):
+        yield
+        return
+    os.environ["OMP_NUM_THREADS"] = str(max(1, len(os.sched_getaffinity(0)) // processes))
+    try:
+        yield
+    finally:
+        del os.environ["OMP_NUM_THREADS"]
+
+
+def _start(workers: list, context: Any, asked: list[int]) -> None:
+    if context.get_start_method() == "forkserver":
+        with _signals_held():
+            forkserver.ensure_running()
+    for worker in workers:
+        worker.start()
+        for number in asked[-1:]:  # asked while the process had no id
+            os.kill(worker.pid, number)
+
+
+class _Surroundings:
+    """Environment, threads, standard output and error of who pickles it, for who unpickles it.
+
+    A process that is forked has those of the server.
+    """
 
     def __reduce__(self) -> tuple:
-        return _take_output, (DupFd(1), DupFd(2))
+        return _take_surroundings, (dict(os.environ), DupFd(1), DupFd(2))
 
 
-def _take_output(*files: Any) -> None:
-    for number, file in enumerate(files, 1):
-        descriptor = file.detach()
+def _take_surroundings(environment: dict[str, str], *outputs: Any) -> None:
+    os.environ.clear()
+    os.environ.update(environment)
+    threads = environment["OMP_NUM_THREADS"].split(",")[0].strip()
+    if threads.isdecimal() and int(threads):  # what the arithmetic libraries pass over as well
+        torch.set_num_threads(int(threads))
+    for number, output in enumerate(outputs, 1):
+        descriptor = output.detach()
         if descriptor != number:
             os.dup2(descriptor, number)
             os.close(descriptor)
-
-
-def _queue(context: Any) -> Any:
-    """A queue whose helper, the tracker of semaphores, lives through SIGUSR1: SLURM signals every process of a step."""
-    if threading.current_thread() is not threading.main_thread():
-        return context.SimpleQueue()
-    # What is ignored stays so in the processes that are started now.
-    before = signal.signal(signal.SIGUSR1, signal.SIG_IGN)
-    try:
-        return context.SimpleQueue()
-    finally:
-        signal.signal(signal.SIGUSR1, before)
 
 
 def _sweep(worker: Any) -> None:
@@ -301,28 +310,14 @@ def _end_of(name: str, code: int, errors: Any, asked: list[int]) -> Exception | 
 
 
 def _work(
-    function: Callable,
-    rank: int,
-    processes: int,
-    port: str,
-    errors: Any,
-    environment: dict[str, str],
-    _output: Any,
-    arguments: tuple,
+    _surroundings: None, function: Callable, rank: int, processes: int, port: str, errors: Any, arguments: tuple
 ) -> None:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
     os.setpgid(0, 0)
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    os.environ.clear()  # of the process that this one was forked from
     os.environ.update(
-        environment,
-        RANK=str(rank),
-        LOCAL_RANK=str(rank),
-        WORLD_SIZE=str(processes),
-        MASTER_ADDR="127.0.0.1",
-        MASTER_PORT=port,
+        RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(processes), MASTER_ADDR="127.0.0.1", MASTER_PORT=port
     )
-    torch.set_num_threads(int(environment["OMP_NUM_THREADS"].split(",")[0]))
     try:
         function(*arguments)
     except (InputError, RunEnded) as error:

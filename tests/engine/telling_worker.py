@@ -5,9 +5,12 @@ import os
 import signal
 import sys
 import threading
+from multiprocessing import forkserver, resource_tracker
 from pathlib import Path
 
 import torch
+
+from megatron_music.engine import processes
 
 NAMES = "RANK", "WORLD_SIZE", "LOCAL_RANK", "COLOUR", "OMP_NUM_THREADS"
 
@@ -31,3 +34,15 @@ class AsksToStop:
 def wait(_: AsksToStop) -> None:
     """Waits without end."""
     threading.Event().wait()
+
+
+def show_helpers() -> None:
+    """Prints which signals the tracker of semaphores and the server of forks block, ignore and catch."""
+    processes.launch(os.getpid, 1)
+    for pid in (resource_tracker._resource_tracker._pid, forkserver._forkserver._forkserver_pid):
+        status = dict(line.split(":\t", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
+        print(*(status[name].strip() for name in ("SigBlk", "SigIgn", "SigCgt")))
+
+
+if __name__ == "__main__":
+    show_helpers()

@@ -1,5 +1,7 @@
 import json
 import multiprocessing
+import subprocess
+import sys
 
 import failing_worker
 import pytest
@@ -58,6 +60,15 @@ def test_processes_that_are_spawned_as_with_a_gpu_have_the_same(tmp_path, monkey
 def test_who_is_asked_to_stop_while_processes_start_stops_them():
     with pytest.raises(Stopped, match="stopped before anything was done"):
         processes.launch(telling_worker.wait, 1, telling_worker.AsksToStop())
+
+
+def test_helpers_live_through_what_stops_a_run():
+    """SLURM signals every process of a step; who holds or ignores a signal shows it in /proc. In a fresh process."""
+    helpers = subprocess.run([sys.executable, telling_worker.__file__], capture_output=True, text=True, check=True)
+    for line in helpers.stdout.splitlines():
+        blocked, ignored, caught = (int(mask, 16) for mask in line.split())
+        assert all((blocked | ignored | caught) >> number - 1 & 1 for number in processes.STOP_SIGNALS)
+    assert len(helpers.stdout.splitlines()) == 2
 
 
 def test_what_a_launcher_says_is_read(monkeypatch):
