@@ -26,6 +26,12 @@ def duration(seconds: float) -> str:
     return f"{days}d {hours}h" if days else f"{hours}h {minutes}m" if hours else f"{minutes}m {seconds:02d}s"
 
 
+def numbers_in_words(numbers: Sequence[int], most: int = 8) -> str:
+    """The first ``most`` numbers, and how many more there are: 0, 1, 2 and 5 more."""
+    named = ", ".join(map(str, numbers[:most]))
+    return named if len(numbers) <= most else f"{named} and {len(numbers) - most} more"
+
+
 def short_count(count: float) -> str:
     """A count in four digits, in the units of a recipe's: 158.2B, 1.77T, 512."""
     for size, unit in _UNITS:

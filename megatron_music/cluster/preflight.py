@@ -15,8 +15,10 @@ import torch
 import torch.distributed as dist
 
 from megatron_music.engine import processes
+from megatron_music.engine.launchers import read_start
 from megatron_music.exits import ExitCode, RunEnded
 from megatron_music.files import make_folder
+from megatron_music.progress import console
 from megatron_music.tables import table
 from megatron_music.training.watchdog import Watchdog
 
@@ -65,13 +67,16 @@ def preflight(folder: Path, processes_per_node: int | None = None) -> None:
         folder: where the run will write.
 
     Raises:
-        InputError: ``folder`` is not one.
+        InputError: ``folder`` is not one, or this process was started as ``read_start`` refuses.
         BadMachine: naming nodes and GPUs, and what is wrong with each.
     """
-    from megatron_music.engine.elastic import nodes, start
+    from megatron_music.engine.elastic import start
 
+    started = read_start(os.environ)
     make_folder(folder)
-    if processes.started_by_a_launcher() and (nodes() == 1 or processes_per_node is None):
+    if started.note is not None and processes_per_node is None:
+        console.print(started.note, markup=False)
+    if started.is_one_of_several(processes_per_node):
         run_process(folder)
     else:
         start(run_process, processes_per_node or max(1, torch.cuda.device_count()), folder)

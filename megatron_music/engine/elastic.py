@@ -9,8 +9,11 @@ from contextlib import contextmanager
 from typing import Any
 
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.elastic.rendezvous import RendezvousConnectionError, RendezvousTimeoutError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
+from megatron_music.engine.launchers import Start, read_start
+from megatron_music.engine.meeting import resolve, telling
 from megatron_music.engine.processes import STOP_SIGNALS, launch
 from megatron_music.errors import InputError
 from megatron_music.exits import ExitCode, Hung, Lost, RunEnded, Stopped
@@ -19,36 +22,30 @@ _SHUTDOWN_SECONDS = 5
 """Given to the processes beside one that was lost; they wait for it and can't end well."""
 
 
-def nodes() -> int:
-    """Nodes on each of which srun has started one task, of which this is one; else 1."""
-    tasks, nodes = (int(os.environ.get(f"SLURM_STEP_NUM_{what}", "1")) for what in ("TASKS", "NODES"))
-    return nodes if tasks == nodes and "RANK" not in os.environ else 1
-
-
 def start(function: Callable[..., Any], processes: int, *arguments: Any, restarts: int = 0) -> None:
-    """Runs ``function(*arguments)`` in ``processes`` new processes of this machine, or of every one of ``nodes()``.
+    """Runs ``function(*arguments)`` in ``processes`` new processes of this machine.
 
-    On several nodes they are started again up to ``restarts`` times when one is lost. Raises what ``launch`` raises.
+    Where srun has started one task on each of several nodes, of which this is one, it does so on all of them, and
+    starts them again up to ``restarts`` times when one is lost. Raises what ``launch`` raises.
     """
-    if nodes() > 1:
-        _launch_over_nodes(function, processes, arguments, restarts)
+    task = read_start(os.environ)
+    if task.nodes > 1:
+        _launch_over_nodes(task, function, processes, arguments, restarts)
     else:
         launch(function, processes, *arguments)
 
 
-def _launch_over_nodes(function: Callable, processes: int, arguments: tuple, restarts: int) -> None:
-    environment = os.environ
-    for name in ("MASTER_ADDR", "MASTER_PORT"):
-        if name not in environment:
-            raise InputError(name, "is not set", "export MASTER_ADDR and MASTER_PORT in the sbatch file")
+def _launch_over_nodes(task: Start, function: Callable, processes: int, arguments: tuple, restarts: int) -> None:
+    environment, place = os.environ, f"{task.address}:{task.port}"
+    resolve(task)
     options = {
-        "min_nodes": nodes(),
-        "max_nodes": nodes(),
+        "min_nodes": task.nodes,
+        "max_nodes": task.nodes,
         "nproc_per_node": processes,
         # A job that is requeued keeps its number.
         "run_id": f"{environment['SLURM_JOB_ID']}-{environment.get('SLURM_RESTART_COUNT', '0')}",
         "rdzv_backend": "c10d",
-        "rdzv_endpoint": f"{environment['MASTER_ADDR']}:{environment['MASTER_PORT']}",
+        "rdzv_endpoint": place,
         "local_addr": environment.get("SLURMD_NODENAME"),
         "max_restarts": restarts,
         # Its own way with signals is to end the processes; here they are passed on.
@@ -60,15 +57,22 @@ def _launch_over_nodes(function: Callable, processes: int, arguments: tuple, res
     known = {field.name for field in dataclasses.fields(LaunchConfig)}  # by the version of PyTorch
     environment["TORCHELASTIC_SIGNALS_TO_HANDLE"] = options["signals_to_handle"]
     config = LaunchConfig(**{name: value for name, value in options.items() if name in known})
-    with _passing_signals_on():
+    with _passing_signals_on(), telling(f"waiting at {place} for the tasks of {task.nodes} nodes", _has_processes):
         try:
             ends = elastic_launch(config, _work)(function, arguments)
         except ChildFailedError as error:
             rank, failure = min(error.failures.items(), key=lambda item: item[1].timestamp)
             raise _end_of(rank, failure.exitcode) from None
+        except (RendezvousConnectionError, RendezvousTimeoutError) as error:
+            what = str(error).splitlines()[0] if str(error) else "given up"
+            raise Lost(f"the tasks of {task.nodes} nodes did not meet at {place}: {what}") from None
     stopped = next((end for end in ends.values() if end is not None), None)
     if stopped is not None:
         raise Stopped(stopped)
+
+
+def _has_processes() -> bool:
+    return bool(multiprocessing.active_children())
 
 
 def _work(function: Callable, arguments: tuple) -> str | None:

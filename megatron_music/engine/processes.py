@@ -11,6 +11,7 @@ import threading
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from multiprocessing import connection, forkserver
 from multiprocessing.reduction import DupFd
 from typing import Any, TypeVar
@@ -18,6 +19,8 @@ from typing import Any, TypeVar
 import torch
 import torch.multiprocessing as multiprocessing
 
+from megatron_music.engine.launchers import AGENT_STORE, Start, read_start
+from megatron_music.engine.meeting import check_loopback, meet
 from megatron_music.errors import InputError
 from megatron_music.exits import ExitCode, Hung, Lost, RunEnded, Stopped
 from megatron_music.recipe.layout import Layout
@@ -36,16 +39,6 @@ STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 """What asks a run to stop with a checkpoint: the system's, SLURM's and Ctrl-C."""
 
 
-def started_by_a_launcher() -> bool:
-    """Whether torchrun or srun has started this process as one of several."""
-    return "RANK" in os.environ or int(os.environ.get("SLURM_NTASKS", "1")) > 1 and "SLURM_PROCID" in os.environ
-
-
-def world_size() -> int:
-    """Processes of the launcher that started this one, or 1."""
-    return int(os.environ.get("WORLD_SIZE", os.environ.get("SLURM_NTASKS", "1"))) if started_by_a_launcher() else 1
-
-
 def join(layout: Layout) -> None:
     """Joins the process group as ``join_world`` does, and makes megatron-core's groups for ``layout``."""
     if not torch.cuda.is_available():
@@ -57,45 +50,26 @@ def join(layout: Layout) -> None:
 
 
 def join_world() -> None:
-    """Joins the process group: NCCL on GPUs, gloo on CPUs.
+    """Joins the process group: NCCL on GPUs, gloo on CPUs; a process started alone is a group of one.
 
-    Reads torchrun's variables, or SLURM's where those are missing; a process started alone is a group of one.
+    Says whom it waits for where they do not come, and raises what ``read_start`` and ``meet`` raise.
     """
-    environment = os.environ
-    if "RANK" not in environment and started_by_a_launcher():
-        environment["RANK"] = environment["SLURM_PROCID"]
-        environment["WORLD_SIZE"] = environment["SLURM_NTASKS"]
-        environment["LOCAL_RANK"] = environment["SLURM_LOCALID"]
-        if "MASTER_ADDR" not in environment:
-            raise InputError("MASTER_ADDR", "is not set", "export MASTER_ADDR and MASTER_PORT in the sbatch file")
-    if "RANK" not in environment:
-        environment.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT=free_port())
-    environment.setdefault("MASTER_PORT", "29500")
+    start, environment = read_start(os.environ), os.environ
+    if start.size == 1:
+        start = replace(start, address="127.0.0.1", port=int(free_port()))
+    environment.update(start.variables())
     # One queue for kernels keeps the order of communication and computation that tensor parallelism relies on. CUDA
     # reads it when it starts on a device.
     environment.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
+    device = {}
     if torch.cuda.is_available():
-        torch.cuda.set_device(int(environment.get("LOCAL_RANK", "0")))
-        device = torch.device("cuda", torch.cuda.current_device())
-        torch.distributed.init_process_group("nccl", device_id=device, **_meeting())
-    else:
-        torch.distributed.init_process_group("gloo", **_meeting())
-
-
-def _meeting() -> dict[str, Any]:
-    """How ``init_process_group`` finds the other processes, and for how long it waits for them.
-
-    torchrun keeps one store for all its restarts, in which processes would find the addresses of those that have died.
-    On one node the number of the restart tells them apart; over several ``elastic`` has a store made for each.
-    """
-    environment = os.environ
-    is_alone = environment.get("GROUP_WORLD_SIZE") == "1"
-    if environment.get("TORCHELASTIC_USE_AGENT_STORE") != "True" or not is_alone:
-        return {"timeout": _COLLECTIVES}
-    store = torch.distributed.TCPStore(environment["MASTER_ADDR"], int(environment["MASTER_PORT"]), is_master=False)
-    store = torch.distributed.PrefixStore(f"restart_{environment['TORCHELASTIC_RESTART_COUNT']}", store)
-    ranks = {"rank": int(environment["RANK"]), "world_size": int(environment["WORLD_SIZE"])}
-    return {"timeout": _COLLECTIVES, "store": store, **ranks}
+        if start.local_rank >= torch.cuda.device_count():
+            what = f"{start.local_rank} has no GPU: this machine shows {torch.cuda.device_count()}"
+            raise InputError("LOCAL_RANK", what, "start one process for each GPU")
+        torch.cuda.set_device(start.local_rank)
+        device = {"device_id": torch.device("cuda", start.local_rank)}
+    group = {"store": meet(start, _COLLECTIVES), "rank": start.rank, "world_size": start.size, "timeout": _COLLECTIVES}
+    torch.distributed.init_process_group("nccl" if device else "gloo", **group, **device)
 
 
 def form_groups(layout: Layout, **options: Any) -> None:
@@ -315,9 +289,8 @@ def _work(
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
     os.setpgid(0, 0)
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    os.environ.update(
-        RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(processes), MASTER_ADDR="127.0.0.1", MASTER_PORT=port
-    )
+    os.environ.pop(AGENT_STORE, None)  # of a torchrun around this
+    os.environ.update(Start("launch", rank, processes, rank, "127.0.0.1", int(port)).variables())
     try:
         function(*arguments)
     except (InputError, RunEnded) as error:
@@ -338,7 +311,9 @@ def free_port() -> str:
     """A TCP port of the loopback interface that nobody uses now, nor will soon: no port that connections are given.
 
     Processes take seconds to start, in which one of the system's choice would go to any connection of the machine.
+    Raises InputError where there is no loopback interface.
     """
+    check_loopback()
     with socket.socket() as probe:
         while True:
             port = random.SystemRandom().randrange(*_PORTS)

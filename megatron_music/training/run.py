@@ -1,12 +1,14 @@
 """A training run from its recipe: checks first, then processes, then the loop."""
 
 import importlib.util
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from megatron_music.engine.integrity import damaged, size_fault
 from megatron_music.errors import InputError
 from megatron_music.exits import Stopped
+from megatron_music.progress import console
 from megatron_music.recipe.phases import phase_spans
 from megatron_music.recipe.recipe import Recipe
 from megatron_music.training.base import Base, base_below, holds_adapters
@@ -58,25 +60,22 @@ def train(
         InputError: before any process starts, where recipe, corpus, layout or run folder do not fit.
         RunEnded: the run is not done: it was asked to stop, or ended too often.
     """
-    from megatron_music.engine.elastic import nodes, start
-    from megatron_music.engine.processes import started_by_a_launcher, world_size
+    from megatron_music.engine.elastic import start
+    from megatron_music.engine.launchers import read_start
 
-    if started_by_a_launcher() and (nodes() == 1 or processes is None):
-        if processes is not None:
-            raise InputError(
-                "--processes",
-                "is given where torchrun or SLURM has started the processes",
-                "leave it out, or start one task a node",
-            )
-        check(recipe, world_size(), branch_from, fresh_optimizer)
+    started = read_start(os.environ)
+    _last_step(recipe, until)
+    if started.note is not None and processes is None:
+        console.print(started.note, markup=False)
+    if started.is_one_of_several(processes):
+        check(recipe, started.size, branch_from, fresh_optimizer)
         run_process(recipe, branch_from, fresh_optimizer, until)
         return
-    _last_step(recipe, until)
     processes = processes or _default_processes(recipe)
     refuse_if_held(recipe.run)
-    check(recipe, processes * nodes(), branch_from, fresh_optimizer)
+    check(recipe, processes * started.nodes, branch_from, fresh_optimizer)
     arguments = processes, recipe, branch_from, fresh_optimizer, until
-    if nodes() > 1:
+    if started.nodes > 1:
         start(run_process, *arguments, restarts=restarts)
     else:
         run_again(lambda: start(run_process, *arguments), RunFolder(recipe.run), restarts)

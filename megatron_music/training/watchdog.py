@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Self
 import torch
 
 from megatron_music.exits import ExitCode
+from megatron_music.tables import numbers_in_words
 from megatron_music.training.loop import Callback, StepReport
 
 if TYPE_CHECKING:
@@ -131,7 +132,7 @@ class Watchdog:
                     self._timer_file(rank).replace(self.folder / f"rank_{rank}.txt")
             ranks_by_place[doing, place].append(rank)
         places = sorted(ranks_by_place.items(), key=lambda item: len(item[1]))
-        parts = [f"rank {_short(ranks)}: {', '.join(filter(None, words))}" for words, ranks in places]
+        parts = [f"rank {numbers_in_words(ranks)}: {', '.join(filter(None, words))}" for words, ranks in places]
         return f"hang: no progress for {self.hang_seconds:g} s and more; {'; '.join(parts)}; stacks: {self.folder}"
 
 
@@ -156,8 +157,3 @@ class Beat(Callback):
 
 def _words(frame: traceback.FrameSummary) -> str:
     return f"{frame.name} ({Path(frame.filename).name}:{frame.lineno})"
-
-
-def _short(ranks: list[int], most: int = 8) -> str:
-    named = ", ".join(map(str, ranks[:most]))
-    return named if len(ranks) <= most else f"{named} and {len(ranks) - most} more"

@@ -8,6 +8,7 @@ import pytest
 import telling_worker
 
 from megatron_music.engine import processes
+from megatron_music.engine.launchers import AGENT_STORE
 from megatron_music.errors import InputError
 from megatron_music.exits import Stopped
 
@@ -71,14 +72,10 @@ def test_helpers_live_through_what_stops_a_run():
     assert len(helpers.stdout.splitlines()) == 2
 
 
-def test_what_a_launcher_says_is_read(monkeypatch):
-    for name in ("RANK", "WORLD_SIZE", "SLURM_PROCID", "SLURM_NTASKS"):
-        monkeypatch.delenv(name, raising=False)
-    assert not processes.started_by_a_launcher() and processes.world_size() == 1
-    monkeypatch.setenv("SLURM_NTASKS", "16")
-    assert not processes.started_by_a_launcher()
-    monkeypatch.setenv("SLURM_PROCID", "3")
-    assert processes.started_by_a_launcher() and processes.world_size() == 16
-    monkeypatch.setenv("RANK", "1")
-    monkeypatch.setenv("WORLD_SIZE", "8")
-    assert processes.world_size() == 8
+def test_what_a_torchrun_around_it_has_set_is_not_for_new_processes(tmp_path, monkeypatch, capfd):
+    around = {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "gone.invalid", "MASTER_PORT": "1", AGENT_STORE: "True"}
+    for name, value in around.items():
+        monkeypatch.setenv(name, value)
+    processes.launch(telling_worker.sum_ranks, 2, tmp_path)
+    assert [(tmp_path / name).read_text() for name in "01"] == ["1", "1"]
+    assert capfd.readouterr().err == ""
