@@ -9,8 +9,21 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.progress import track as rich_track
 
+from megatron_music.terminal import silence
+
 T = TypeVar("T")
-console = Console(stderr=True, highlight=False, soft_wrap=True)  # a log's lines are not cut
+
+
+class _Log(Console):
+    """Standard error, whose reader may go without ending the work that it tells of."""
+
+    def on_broken_pipe(self) -> None:
+        """Nothing more is said; what a run measures is in its folder."""
+        self.quiet = True
+        silence(2)
+
+
+console = _Log(stderr=True, highlight=False, soft_wrap=True)  # a log's lines are not cut
 
 
 def track(items: Iterable[T], description: str, total: int | None = None) -> Iterable[T]:

@@ -9,9 +9,11 @@ from typing import Any
 
 from megatron_music.cluster.run_lines import RunLines, runs_in
 from megatron_music.tables import duration, short_count, table
+from megatron_music.terminal import signs
 from megatron_music.training.events import ENDED, METRICS, ROLLED_BACK, STOPPED
 
-_BARS = "▁▂▃▄▅▆▇█"
+_BARS, _PLAIN_BARS = "▁▂▃▄▅▆▇█", "_.:-=+*#"
+_DONE, _PLAIN_DONE = "█░", "#-"
 _TREND = 24
 _ENDS = {ENDED: "done", STOPPED: "stopped"}
 _SILENCES = 20
@@ -169,7 +171,8 @@ def one_run(run: Status) -> str:
         lines.append(f"{METRICS}: {run.unread}")
     if run.total_tokens:
         share = run.tokens / run.total_tokens
-        bar = "█" * int(share * 30) + "░" * (30 - int(share * 30))
+        done, open_ = signs(_DONE, _PLAIN_DONE)
+        bar = done * int(share * 30) + open_ * (30 - int(share * 30))
         left = "" if run.left_seconds is None or run.state == "done" else f", {duration(run.left_seconds)} left"
         lines.append(f"{bar} {share:.1%}: {short_count(run.tokens)} of {short_count(run.total_tokens)} tokens{left}")
     speed = [] if run.tokens_per_second is None else [f"{run.tokens_per_second:,.0f} tokens/s"]
@@ -207,7 +210,8 @@ def _trend(values: Sequence[float]) -> str:
     cuts = [len(values) * at // count for at in range(count + 1)] if count else []
     means = [sum(values[a:b]) / (b - a) for a, b in zip(cuts, cuts[1:], strict=False)]
     low, span = (min(means), (max(means) - min(means)) or 1.0) if means else (0.0, 1.0)
-    return "".join(_BARS[int((mean - low) / span * (len(_BARS) - 1))] for mean in means)
+    bars = signs(_BARS, _PLAIN_BARS)
+    return "".join(bars[int((mean - low) / span * (len(bars) - 1))] for mean in means)
 
 
 def _data(run: Status) -> str:
