@@ -16,6 +16,7 @@ from types import TracebackType
 from typing import TypeVar
 
 from megatron_music.errors import InputError
+from megatron_music.shared_memory import shared_memory
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
@@ -38,7 +39,7 @@ class Workers:
     def __init__(self, processes: int | None = None):
         self.processes = usable_cores() if processes is None else processes
         if self.processes < 1:
-            raise InputError("processes", f"{self.processes} is too few", "name 1 or more")
+            raise InputError("--processes", f"{self.processes} is too few", "name 1 or more")
         self._pool: ProcessPoolExecutor | None = None
         self._alive: Connection | None = None
 
@@ -57,7 +58,7 @@ class Workers:
     def map(self, function: Callable[[Job], Result], jobs: Iterable[Job]) -> Iterator[Result]:
         """Yields ``function(job)`` in the order of ``jobs``; a few jobs for each worker are taken ahead, no more.
 
-        Raises what ``function`` raises, and InputError where a worker was killed.
+        Raises what ``function`` raises, and InputError where a worker was killed or /dev/shm can't be used.
         """
         if self.processes == 1:
             yield from map(function, jobs)
@@ -71,7 +72,10 @@ class Workers:
             while pending:
                 yield pending.popleft().result()
         except BrokenProcessPool:
-            mend = "it may have run out of memory: name fewer processes and run again, finished parts are kept"
+            mend = (
+                "it may have run out of memory: name fewer --processes (--workers of `encode`) and run again, finished "
+                "parts are kept"
+            )
             raise InputError("worker", "a worker process was killed", mend) from None
 
     def _executor(self) -> ProcessPoolExecutor:
@@ -80,7 +84,8 @@ class Workers:
             context = multiprocessing.get_context("spawn")
             # This process alone holds the end for writing: workers see it closed when it is, or when the process ends.
             watched, self._alive = context.Pipe(duplex=False)
-            self._pool = ProcessPoolExecutor(self.processes, context, _start_worker, (threads, watched))
+            with shared_memory():
+                self._pool = ProcessPoolExecutor(self.processes, context, _start_worker, (threads, watched))
         return self._pool
 
 

@@ -12,7 +12,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
-from multiprocessing import connection, forkserver
+from multiprocessing import connection, forkserver, util
 from multiprocessing.reduction import DupFd
 from typing import Any, TypeVar
 
@@ -24,6 +24,7 @@ from megatron_music.engine.meeting import check_loopback, meet
 from megatron_music.errors import InputError
 from megatron_music.exits import ExitCode, Hung, Lost, RunEnded, Stopped
 from megatron_music.recipe.layout import Layout
+from megatron_music.shared_memory import SHARED_MEMORY, shared_memory, shared_memory_fault
 
 T = TypeVar("T")
 _PORTS = 20_000, 32_000
@@ -34,6 +35,9 @@ _COLLECTIVES = datetime.timedelta(hours=2)
 
 _REAP_SECONDS = 1.0
 """For processes that end together to be seen to."""
+
+_SOCKET_PATH_BYTES = 108
+"""Of Linux (sockaddr_un), with the zero at its end."""
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 """What asks a run to stop with a checkpoint: the system's, SLURM's and Ctrl-C."""
@@ -116,14 +120,15 @@ def launch(function: Callable[..., Any], processes: int, *arguments: Any) -> Non
 
     Raises:
         InputError, RunEnded: as the first failing process raised it; the others are ended. ``Stopped`` only once all
-            have ended.
+            have ended. InputError too where /dev/shm can't be used.
         Hung: a process' watchdog has ended it.
         Lost: a process was killed.
         RuntimeError: with the traceback of the first process that raised anything else.
     """
     context = _context()
-    with _signals_held():
-        port, errors = free_port(), context.SimpleQueue()
+    port = free_port()
+    with _signals_held(), shared_memory():
+        errors = context.SimpleQueue()
     workers = [
         context.Process(target=_work, args=(_Surroundings(), function, rank, processes, port, errors, arguments))
         for rank in range(processes)
@@ -141,13 +146,23 @@ def launch(function: Callable[..., Any], processes: int, *arguments: Any) -> Non
 def _context() -> Any:
     """How processes are made: without a GPU they are forked from one that has loaded megatron-core, once for all.
 
-    It takes seconds to load. What it loads with a GPU may start CUDA, which must not be forked.
+    It takes seconds to load. What it loads with a GPU may start CUDA, which must not be forked; and it is spoken to by
+    a socket, for whose file there may be no place.
     """
-    if torch.cuda.is_available():
+    if torch.cuda.is_available() or not _sockets_have_place():
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["megatron_music.engine.engine"])
     return context
+
+
+def _sockets_have_place() -> bool:
+    """Whether the folder for temporary files can be written, and its path is short enough for a socket in it."""
+    try:
+        folder = util.get_temp_dir()
+    except OSError:
+        return False
+    return len(os.fsencode(os.path.join(folder, "listener-12345678"))) < _SOCKET_PATH_BYTES
 
 
 @contextmanager
@@ -280,6 +295,8 @@ def _end_of(name: str, code: int, errors: Any, asked: list[int]) -> Exception | 
             return Hung(f"{name} found that no step was done for too long, and ended the run")
         return Lost(f"{name} ended with code {code} and without a word")
     error, trace = errors.get()
+    if error is None and SHARED_MEMORY in trace and os.strerror(errno.ENOSPC) in trace:  # so NCCL says it
+        return shared_memory_fault(os.strerror(errno.ENOSPC))
     return error if error is not None else RuntimeError(f"{name} failed:\n{trace}")
 
 

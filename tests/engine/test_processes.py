@@ -2,6 +2,7 @@ import json
 import multiprocessing
 import subprocess
 import sys
+import tempfile
 
 import failing_worker
 import pytest
@@ -56,6 +57,27 @@ def test_processes_that_are_spawned_as_with_a_gpu_have_the_same(tmp_path, monkey
     monkeypatch.setenv("COLOUR", "green")
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
     assert launch_and_hear(tmp_path / "spawned", 1, capfd) == expected(1, "green", "3")
+
+
+@pytest.mark.parametrize("folder", ["t" * 90, "nowhere"])
+def test_a_folder_for_temporary_files_that_holds_no_socket_is_no_hindrance(tmp_path, monkeypatch, capfd, folder):
+    """Its path is too long for one, or it can't be written: processes are then spawned."""
+    place = tmp_path / folder
+    if folder != "nowhere":
+        place.mkdir()
+    monkeypatch.delenv("COLOUR", raising=False)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    with monkeypatch.context() as context:
+        context.setattr(tempfile, "tempdir", str(place))
+        context.setitem(multiprocessing.current_process()._config, "tempdir", None)
+        told = launch_and_hear(tmp_path / "told", 1, capfd)
+    assert told == expected(1, None, "1")
+
+
+def test_what_does_not_fit_into_shared_memory_is_told_with_the_mend():
+    with pytest.raises(InputError) as caught:
+        processes.launch(failing_worker.fail_on_rank_1, 2, "shared memory")
+    assert str(caught.value).startswith("/dev/shm: can't be used by processes (No space left on device); give it 1 GB")
 
 
 def test_who_is_asked_to_stop_while_processes_start_stops_them():
