@@ -67,7 +67,7 @@ def window_samples(codec: Codec, window_seconds: float) -> int:
     frames = window_seconds * codec.frames_per_second
     if round(frames) < 1 or abs(frames - round(frames)) > 1e-6:
         what = f"{window_seconds:g} s are {frames:g} frames of {codec.name}"
-        raise InputError("window", what, "name a length of whole frames, such as 30")
+        raise InputError("--window-seconds", what, "name a length of whole frames, such as 30")
     return round(frames) * round(codec.sample_rate / codec.frames_per_second)
 
 

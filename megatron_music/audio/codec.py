@@ -69,10 +69,11 @@ def load_codec(
     if family_of(name) not in CODEC_NAMES:
         raise InputError(f"codec '{name}'", "is not known", f"name one of {', '.join(CODEC_NAMES)}")
     if weights is None:
-        mend = {
-            "embedded": "name the folder of a fitted codec with --weights (`encode` saves one beside the codes)",
-            "xcodec": "name YuE's checkpoint file, a folder or a hub name with --weights",
-        }.get(name, "name a folder or a hub name with --weights")
+        these = {
+            "embedded": "the folder of a fitted codec (`encode` saves one beside the codes)",
+            "xcodec": "YuE's checkpoint file, a folder or a hub name",
+        }.get(name, "a folder or a hub name")
+        mend = f"name {these} with --weights, which is --codec-weights beside a model"
         raise InputError(f"codec '{name}'", "needs weights and none were named", mend)
     if name == "embedded":
         from megatron_music.audio.embedded import EmbeddedCodec

@@ -83,16 +83,17 @@ class EmbeddedCodec:
             InputError: a number of codebooks or codes that the codec does not have, or too little audible audio.
         """
         if not 1 <= codebooks <= MAX_CODEBOOKS:
-            raise InputError("embedded codec", f"has no {codebooks} codebooks", f"ask for 1 to {MAX_CODEBOOKS}")
+            mend = f"ask for 1 to {MAX_CODEBOOKS} (--codebooks)"
+            raise InputError("embedded codec", f"has no {codebooks} codebooks", mend)
         if not 2 <= codebook_size <= MAX_CODEBOOK_SIZE:
             found = f"has no codebooks of {codebook_size} codes"
-            raise InputError("embedded codec", found, f"ask for 2 to {MAX_CODEBOOK_SIZE}")
+            raise InputError("embedded codec", found, f"ask for 2 to {MAX_CODEBOOK_SIZE} (--codebook-size)")
         generator = np.random.default_rng(seed)
         unfitted = cls(np.zeros((codebooks, codebook_size, _MEL_BANDS), np.float32), change_cost=0.0)
         residual_NM = unfitted._draw_audible_frames(waveforms, generator)
         if len(residual_NM) < codebook_size:
             found = f"can't fit {codebook_size} codes to {len(residual_NM)} audible frames (20 ms each)"
-            raise InputError("embedded codec", found, "give more audio or ask for a smaller codebook")
+            raise InputError("embedded codec", found, "give more audio, or smaller codebooks (--codebook-size)")
         change_cost = 0.0
         for codebook, codebook_CM in enumerate(track(unfitted.codebooks_KCM, "fitting codebooks", codebooks)):
             first_M = np.full(_MEL_BANDS, _LOG_FLOOR if codebook == 0 else 0.0, np.float32)

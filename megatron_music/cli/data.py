@@ -149,8 +149,9 @@ def encode(
 
 
 @app.command(
-    epilog="Example: megatron-music build examples/corpus.yaml runs/corpus. All fields of a spec: docs/corpus.md, or "
-    "`python -m pydoc megatron_music.corpus.spec`, megatron_music.songs.filters and megatron_music.corpus.duplicates."
+    epilog="Example: megatron-music build examples/quickstart_corpus.yaml runs/corpus. All fields of a spec: "
+    "docs/corpus.md, or `python -m pydoc megatron_music.corpus.spec`, megatron_music.songs.filters and "
+    "megatron_music.corpus.duplicates."
 )
 def build(
     spec: Annotated[

@@ -123,11 +123,11 @@ def _annotators(names: Sequence[str], options: Mapping[str, Mapping[str, str]]) 
     """Names with their options, the files among them with their whole paths, as tasks may start in other folders."""
     for name in [*names, *options]:
         if name not in ANNOTATORS:
-            raise InputError(f"annotator '{name}'", "is not known", f"name one of {', '.join(ANNOTATORS)}")
+            raise InputError(f"--annotate {name}", "is not known", f"name one of {', '.join(ANNOTATORS)}")
         if name not in names:
-            raise InputError(f"annotator '{name}'", "has options but is not named", f"add --annotate {name}")
+            raise InputError(f"--annotator-option {name}", "has options but is not named", f"add --annotate {name}")
         if list(names).count(name) > 1:
-            raise InputError(f"annotator '{name}'", "is named twice", "name it once")
+            raise InputError(f"--annotate {name}", "is named twice", "name it once")
     return [(name, {key: _absolute(value) for key, value in options.get(name, {}).items()}) for name in names]
 
 

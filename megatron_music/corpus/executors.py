@@ -64,22 +64,22 @@ class Machines:
     def check(self) -> None:
         """Raises InputError where the executor is not known or can't be had here."""
         if self.executor not in EXECUTORS:
-            raise InputError(f"executor '{self.executor}'", "is not known", f"name one of {', '.join(EXECUTORS)}")
+            raise InputError(f"--executor {self.executor}", "is not known", f"name one of {', '.join(EXECUTORS)}")
         if self.executor == "slurm":
             for command in ("sbatch", "squeue"):
                 if shutil.which(command) is None:
                     raise InputError(
-                        "executor 'slurm'", f"there is no {command} on this machine", "run it on a login node"
+                        "--executor slurm", f"there is no {command} on this machine", "run it on a login node"
                     )
             if "SLURM_ARRAY_TASK_ID" in os.environ:
-                raise InputError("executor 'slurm'", "this is a task of a job array itself", "run it on a login node")
+                raise InputError("--executor slurm", "this is a task of a job array itself", "run it on a login node")
         if self.executor == "ray":
             try:
                 import ray  # noqa: F401
             except ImportError as error:
                 mend = "pip install 'megatron-music[ray]'"
                 raise InputError(
-                    "executor 'ray'", f"needs the package ray, which can't be imported ({error})", mend
+                    "--executor ray", f"needs the package ray, which can't be imported ({error})", mend
                 ) from None
 
 

@@ -218,7 +218,7 @@ def _tracks(validity: Validity, true: list[np.ndarray], grammar: AudioGrammar) -
 def _of_texts(following: Following, source: str, missing: list[dict[str, str]]) -> dict[str, Any]:
     """Following, and what it lacks."""
     told = following.as_dict()
-    how = "measure more documents (--documents), or name another source (--held-out)"
+    how = "measure more documents, or another source of held-out songs"
     if following.rise() is None:
         why = f"{source} has no two songs of different texts among {len(following.documents)} documents"
         missing.append({"measure": "following", "why": why, "how": how})
@@ -226,7 +226,7 @@ def _of_texts(following: Following, source: str, missing: list[dict[str, str]]) 
     far = following.rise(POSITION_EDGES.index(FAR_TOKENS))
     if far is None:
         why = f"no document that was scored has more than {FAR_TOKENS:,} audio tokens"
-        missing.append({"measure": "following far", "why": why, "how": "measure longer songs (--held-out)"})
+        missing.append({"measure": "following far", "why": why, "how": "measure a source of longer held-out songs"})
         return {"following": told}
     return {"following": told | {"far": far.as_dict()}}
 

@@ -81,7 +81,7 @@ def generate(
     if prompt.repeat is None:
         studio, request = _asked(models, prompt, say)
     elif prompt.lyrics or prompt.tags or prompt.past or prompt.reference or songs != 1:
-        raise InputError("repeat", "a song is repeated as it was", "leave out the prompt, or --repeat")
+        raise InputError("--repeat", "a song is repeated as it was", "leave out the prompt, or this")
     else:
         record = _Repeated(prompt.repeat)
         studio, request, settings = Studio(record.models(models)), record.request, record.settings
@@ -99,9 +99,9 @@ def generate(
 def _folders(out: Path, songs: int, file_format: str) -> list[Path]:
     """Where each song goes; raises InputError where something else lies there."""
     if file_format not in FORMATS:
-        raise InputError("format", f"{file_format!r} can't be written", f"choose {', '.join(FORMATS)}")
+        raise InputError("--format", f"{file_format!r} can't be written", f"choose {', '.join(FORMATS)}")
     if not 1 <= songs <= MOST_SONGS:
-        raise InputError("songs", f"{songs} at once", f"ask for 1 to {MOST_SONGS}")
+        raise InputError("--songs", f"{songs} at once", f"ask for 1 to {MOST_SONGS}")
     outs = [out] if songs == 1 else [out / f"{number:02d}" for number in range(1, songs + 1)]
     for folder in outs:
         refuse_foreign_folder(folder, "song.json")

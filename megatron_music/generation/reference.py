@@ -42,10 +42,12 @@ def read_reference(
             or two tracks differ in length by more than a second.
     """
     if len(paths) not in (1, 2):
-        raise InputError("reference", f"{len(paths)} tracks", "name one file, or vocals and accompaniment")
+        raise InputError("--reference", f"{len(paths)} tracks", "name one file, or vocals and accompaniment")
     if not 0 <= start_s < end_s:
         raise InputError(
-            "reference", f"{start_s:g} s to {end_s:g} s is no part of a song", "let it start before its end"
+            "--reference-start",
+            f"{start_s:g} s to {end_s:g} s (--reference-end) is no part of a song",
+            "let it start before its end",
         )
     tracks = [_codebook_0(path, codec, codec_range) for path in paths]
     rate = codec.frames_per_second

@@ -55,23 +55,23 @@ class SongRequest:
 
     def __post_init__(self):
         if not self.tags.strip():
-            raise InputError("tags", "there are none", "name genre, instruments, mood, vocal gender and timbre")
+            raise InputError("--tags", "there are none", "name genre, instruments, mood, vocal gender and timbre")
         if self.tracks not in ("dual", "mix"):
-            raise InputError("tracks", f"{self.tracks!r} is not known", "choose dual or mix")
+            raise InputError("--tracks", f"{self.tracks!r} is not known", "choose dual or mix")
         if self.segments is not None and self.segments < 1:
-            raise InputError("segments", f"{self.segments} segments make no song", "ask for at least 1")
+            raise InputError("--segments", f"{self.segments} segments make no song", "ask for at least 1")
         if self.lyrics and self.tracks == "mix":
-            raise InputError("tracks", "a song with lyrics has two", "leave out the lyrics for a single track")
+            raise InputError("--tracks", "a song with lyrics has two", "leave out the lyrics for a single track")
         if self.instrumental and self.tracks == "mix":
-            raise InputError("instrumental", "a mix has no vocals of its own", "choose dual tracks")
-        for what, given in (("reference", self.reference), ("past", self.past)):
+            raise InputError("--instrumental", "a mix has no vocals of its own", "choose --tracks dual")
+        for what, given in (("--reference", self.reference), ("--continue", self.past)):
             if given and not self.lyrics:
-                raise InputError(what, "a song without lyrics takes none", "give it lyrics")
+                raise InputError(what, "a song without lyrics takes none", "give it --lyrics")
         if self.past and len(self.past) >= len(self.lyrics):
             raise InputError(
-                "past",
+                "--continue",
                 f"{len(self.past)} of {len(self.lyrics)} sections have been sung already",
-                "add sections to the lyrics, or go on after an earlier one",
+                "add sections to the lyrics, or go on --after an earlier one",
             )
 
     @property

@@ -14,6 +14,13 @@ import torch
 from megatron_music.errors import InputError
 
 SMALLEST_SUM, LARGEST_SUM = 1e-20, 1e30
+_OPTIONS = {
+    "guidance_first": "--guidance",
+    "guidance_rest": "--guidance-after",
+    "min_new_tokens": "--min-tokens",
+    "max_new_tokens": "--max-tokens",
+}
+"""Of `generate`, where they are called otherwise than the setting, whose name stands in every song.json."""
 
 
 @dataclass(frozen=True)
@@ -53,14 +60,22 @@ class SamplingSettings:
         }
         for field in fields(self):
             value, (low, high) = getattr(self, field.name), limits[field.name]
+            option = option_of(field.name)
             if isinstance(value, bool) or not isinstance(value, int if field.type is int else int | float):
-                raise InputError(field.name, f"{value!r} is not a {field.type.__name__}", "choose a number")
+                raise InputError(option, f"{value!r} is not a {field.type.__name__}", "choose a number")
             if not low <= value <= high:
-                raise InputError(field.name, f"{value} is outside {low} to {high}", "choose a value in this range")
+                raise InputError(option, f"{value} is outside {low} to {high}", "choose a value in this range")
         if self.min_new_tokens > self.max_new_tokens:
             raise InputError(
-                "min_new_tokens", f"{self.min_new_tokens} is more than max_new_tokens", "lower it or raise the other"
+                "--min-tokens",
+                f"{self.min_new_tokens} is more than --max-tokens {self.max_new_tokens}",
+                "lower it or raise the other",
             )
+
+
+def option_of(setting: str) -> str:
+    """The option of `generate` that a field of ``SamplingSettings`` comes from."""
+    return _OPTIONS.get(setting, f"--{setting.replace('_', '-')}")
 
 
 def normalisers(logits_RV: torch.Tensor) -> torch.Tensor:

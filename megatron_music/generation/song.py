@@ -48,7 +48,7 @@ class Recording:
     def write(self, out: str | Path, file_format: str = "wav") -> None:
         """Writes the sounds and ``song.json`` to a folder, which appears whole; wav and flac have 24 bits."""
         if file_format not in FORMATS:
-            raise InputError("format", f"{file_format!r} can't be written", f"choose {', '.join(FORMATS)}")
+            raise InputError("--format", f"{file_format!r} can't be written", f"choose {', '.join(FORMATS)}")
         with atomic_path(out) as folder:
             folder.mkdir()
             for name, samples in self.sounds.items():

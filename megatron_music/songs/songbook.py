@@ -63,7 +63,7 @@ def render_songbook(source: Path, out: Path, takes: int = 1, seed: int = 0, proc
     """
     source, out = Path(source), Path(out)
     if takes < 1:
-        raise InputError("takes", f"{takes} is not a number of recordings", "ask for 1 or more")
+        raise InputError("--takes", f"{takes} is not a number of recordings", "ask for 1 or more")
     paths = sorted(source.glob("*.abc"))
     if not paths:
         raise InputError(source, "holds no .abc files", "name a folder of songs such as examples/songbook")

@@ -130,7 +130,7 @@ def train_text_tokenizer(texts: Iterable[str], out: Path, size: int) -> None:
     if not lines:
         raise InputError(out, "there is no text to train a tokenizer on", "give it songs with lyrics or tags")
     if size < FIXED_PIECES + 8:
-        raise InputError(out, f"{size} text ids are too few", f"ask for at least {FIXED_PIECES + 8}")
+        raise InputError(out, f"{size} text ids are too few", f"ask for at least {FIXED_PIECES + 8} (--size)")
     lines = _without_rare_characters(lines, (size - FIXED_PIECES) // 2)
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(

@@ -108,5 +108,5 @@ def test_a_track_that_fails_takes_no_other_with_it(window_seconds):
 
 
 def test_a_window_of_broken_frames_is_refused():
-    with pytest.raises(InputError, match="window: 0.05 s are 2.5 frames of choosy; name a length of whole frames"):
+    with pytest.raises(InputError, match="--window-seconds: 0.05 s are 2.5 frames of choosy; name a length"):
         next(encode_tracks(Choosy(), [np.zeros(9)], 0, 0.05))

@@ -162,9 +162,9 @@ def test_after_a_first_run_that_an_annotator_stopped_others_may_be_chosen(songs,
 @pytest.mark.parametrize(
     "annotators,options,line",
     [
-        (["melody"], {}, "annotator 'melody': is not known; name one of separate, structure"),
-        (["tempo", "tempo"], {}, "annotator 'tempo': is named twice"),
-        (["tempo"], {"separate": {"weights": "x"}}, "annotator 'separate': has options but is not named"),
+        (["melody"], {}, "--annotate melody: is not known; name one of separate, structure"),
+        (["tempo", "tempo"], {}, "--annotate tempo: is named twice"),
+        (["tempo"], {"separate": {"weights": "x"}}, "--annotator-option separate: has options but is not named"),
     ],
 )
 def test_wrong_choices_of_annotators_are_refused(songs, tmp_path, annotators, options, line):

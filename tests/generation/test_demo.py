@@ -72,7 +72,7 @@ def test_an_instrumental_song_has_no_notes_to_show(models, tmp_path):
     form = Form("[verse]\nla\n", ("pop",), instrumental=True, settings=settings, file_format="flac")
     song, _ = song_of(models, form, tmp_path)
     assert ([path.name for path in song.files], song.piano_roll) == (["mix.flac", "song.json"], None)
-    with pytest.raises(InputError, match="format: 'exe' can't be written"):
+    with pytest.raises(InputError, match="--format: 'exe' can't be written"):
         song_of(models, Form("[verse]\nla\n", ("pop",), file_format="exe"), tmp_path)
 
 

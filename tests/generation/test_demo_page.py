@@ -198,7 +198,7 @@ def test_known_tags_are_offered_and_bad_prompts_end_in_their_line(server, visit)
         ),
         (
             {"tags": (), "max_new_tokens": 0},
-            "max_new_tokens: 0 is outside 2 to 2147483648; choose a value in this range",
+            "Most tokens a section: 0 is outside 2 to 2147483648; choose a value in this range",
         ),
     ):
         fill(page, **fields)

@@ -100,21 +100,22 @@ def test_zero_temperature_takes_the_most_probable_allowed_id(scores):
 
 
 @pytest.mark.parametrize(
-    "field, value",
+    "field, value, option",
     [
-        ("temperature", -1),
-        ("top_k", -1),
-        ("top_p", 0),
-        ("top_p", 1.5),
-        ("repetition_penalty", 0),
-        ("max_new_tokens", 1),
+        ("temperature", -1, "--temperature"),
+        ("top_k", -1, "--top-k"),
+        ("top_p", 0, "--top-p"),
+        ("top_p", 1.5, "--top-p"),
+        ("repetition_penalty", 0, "--repetition-penalty"),
+        ("max_new_tokens", 1, "--max-tokens"),
+        ("guidance_rest", -1, "--guidance-after"),
     ],
 )
-def test_settings_out_of_range_are_named(field, value):
-    with pytest.raises(InputError, match=f"^{field}"):
+def test_settings_out_of_range_are_named_as_the_options_of_generate(field, value, option):
+    with pytest.raises(InputError, match=f"^{option}: "):
         SamplingSettings(**{field: value})
 
 
 def test_a_minimum_above_the_maximum_is_refused():
-    with pytest.raises(InputError, match="min_new_tokens: 20 is more than max_new_tokens"):
+    with pytest.raises(InputError, match="--min-tokens: 20 is more than --max-tokens 10; lower it"):
         SamplingSettings(min_new_tokens=20, max_new_tokens=10)

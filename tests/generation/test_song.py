@@ -117,7 +117,7 @@ def test_a_song_is_repeated_from_its_json(prompt, tmp_path, codec):
     assert tokens_of(moved) == tokens_of(again)
     with pytest.raises(InputError, match="two: is not the stage1 model that sang"):
         generate(moved, repeat=again / "song.json", stage1=prompt["stage2"])
-    with pytest.raises(InputError, match="repeat: a song is repeated as it was"):
+    with pytest.raises(InputError, match="--repeat: a song is repeated as it was"):
         generate(moved, repeat=again / "song.json", lyrics=prompt["lyrics"])
 
 
@@ -204,7 +204,7 @@ def test_several_songs_at_once_are_those_of_their_seeds(prompt):
     for seed, tokens in zip((5, 6, 7), together, strict=True):
         generate(**prompt | {"out": prompt["out"].parent / "alone"}, seed=seed)
         assert tokens_of(prompt["out"].parent / "alone") == tokens
-    with pytest.raises(InputError, match="songs: 0 at once"):
+    with pytest.raises(InputError, match="--songs: 0 at once"):
         generate(**prompt, songs=0)
 
 
@@ -216,7 +216,7 @@ def test_formats_and_loudness(prompt, file_format, subtype):
     mix, rate = soundfile.read(prompt["out"] / f"mix.{file_format}")
     assert integrated_loudness(mix, rate) == pytest.approx(-30.0, abs=0.3 if file_format == "mp3" else 0.01)
     assert record_of(prompt["out"])["loudness_lufs"] == pytest.approx(-30.0, abs=0.01)
-    with pytest.raises(InputError, match="format: 'ogg' can't be written"):
+    with pytest.raises(InputError, match="--format: 'ogg' can't be written"):
         generate(**prompt, file_format="ogg")
 
 

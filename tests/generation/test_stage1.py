@@ -394,13 +394,13 @@ def test_requests_that_a_model_can_not_sing(make_model, trained, asked, message)
 @pytest.mark.parametrize(
     "fields, message",
     [
-        ({"tags": " "}, "tags: there are none"),
-        ({"segments": 0}, "segments: 0 segments make no song"),
-        ({"tracks": "both"}, "tracks: 'both' is not known"),
-        ({"tracks": "mix"}, "tracks: a song with lyrics has two"),
-        ({"lyrics": (), "tracks": "mix", "instrumental": True}, "instrumental: a mix has no vocals"),
-        ({"lyrics": (), "reference": Reference(())}, "reference: a song without lyrics takes none"),
-        ({"past": (SungSegment("", np.zeros((2, 1))),) * 3}, "past: 3 of 3 sections have been sung already"),
+        ({"tags": " "}, "--tags: there are none"),
+        ({"segments": 0}, "--segments: 0 segments make no song"),
+        ({"tracks": "both"}, "--tracks: 'both' is not known"),
+        ({"tracks": "mix"}, "--tracks: a song with lyrics has two"),
+        ({"lyrics": (), "tracks": "mix", "instrumental": True}, "--instrumental: a mix has no vocals"),
+        ({"lyrics": (), "reference": Reference(())}, "--reference: a song without lyrics takes none"),
+        ({"past": (SungSegment("", np.zeros((2, 1))),) * 3}, "--continue: 3 of 3 sections have been sung already"),
     ],
 )
 def test_requests_that_make_no_song(fields, message):

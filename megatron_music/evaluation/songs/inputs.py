@@ -86,7 +86,7 @@ def songs_in(folder: str | Path, plain: str = "mix") -> list[SongFiles]:
         InputError: there is no such folder, no song in it, or a name that is not UTF-8, which no result could hold.
     """
     if plain not in ("mix", "vocals"):
-        raise InputError("plain", f"{plain!r} is no track", "name mix or vocals")
+        raise InputError("--plain", f"{plain!r} is no track", "name mix or vocals")
     folder = Path(folder)
     if not folder.is_dir():
         raise InputError(folder, "is a file" if folder.exists() else "no such folder", "name a folder of songs")

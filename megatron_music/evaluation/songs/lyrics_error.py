@@ -59,7 +59,7 @@ class WhisperRecogniser:
         try:
             words, _ = self._annotator.transcribe(samples, language)
         except Rejected as error:
-            raise InputError("recogniser", f"failed ({error.detail})") from None
+            raise InputError("--recogniser", f"failed ({error.detail})") from None
         return "".join(word for _, _, word in words)
 
 
@@ -71,7 +71,7 @@ class NemoRecogniser:
             from nemo.collections.asr.models import ASRModel
         except ImportError as error:
             mend = "pip install 'megatron-music[nemo]'"
-            raise InputError(f"recogniser {weights}", f"needs nemo-toolkit ({error})", mend) from None
+            raise InputError(f"--recogniser {weights}", f"needs nemo-toolkit ({error})", mend) from None
         if weights.endswith(".nemo"):
             require_content(weights, "name a .nemo file, or a model on the hub")
         load = ASRModel.restore_from if weights.endswith(".nemo") else ASRModel.from_pretrained
@@ -84,7 +84,7 @@ class NemoRecogniser:
         try:
             (heard,) = self._model.transcribe([samples], batch_size=1, verbose=False)
         except Exception as error:
-            raise InputError("recogniser", f"failed ({error})") from None
+            raise InputError("--recogniser", f"failed ({error})") from None
         return getattr(heard, "text", heard)
 
 

@@ -164,7 +164,7 @@ def load_rmvpe(path: str | Path, device: str = "cpu") -> Rmvpe:
     try:
         return network.eval().requires_grad_(False).to(device)
     except (RuntimeError, AssertionError) as error:
-        raise InputError("device", f"{device} can't be used ({error})", "name cpu, or cuda if there is one") from None
+        raise InputError("--device", f"{device} can't be used ({error})", "name cpu, or cuda if there is one") from None
 
 
 def _read_tensors(path: Path) -> dict[str, Tensor]:

@@ -1,6 +1,7 @@
 """The page: its fields and players, and what its buttons do. Only ``serve`` imports this, as it imports Gradio."""
 
 import html
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from gradio.components import Component
 from megatron_music.errors import InputError
 from megatron_music.generation.demo.song import TRACK_ORDER, Finished, Form, Visitors, make_song
 from megatron_music.generation.request import Stopped
-from megatron_music.generation.sampling import SamplingSettings
+from megatron_music.generation.sampling import SamplingSettings, option_of
 from megatron_music.generation.song import FORMATS, Studio
 
 UPLOAD_TYPES = (".wav", ".flac", ".ogg", ".mp3", ".m4a")
@@ -90,7 +91,7 @@ class Page:
             with self.visitors.watch(request.session_hash) as watch:
                 song = make_song(self.studio, form, self.songs, self.known_tags, watch, report)
         except InputError as error:
-            return {self.outputs["status"]: _status(_line("error", str(error)))}
+            return {self.outputs["status"]: _status(_line("error", _in_words_of_the_page(str(error))))}
         except Stopped:
             return {self.outputs["status"]: STOPPED}
         return {self.outputs[name]: value for name, value in _shown(song).items()}
@@ -201,8 +202,14 @@ def _form(values: dict[str, Any]) -> Form:
 
 def _given(values: dict[str, Any], name: str) -> Any:
     if values[name] is None:
-        raise InputError(name, "is empty", "write a number")
+        raise InputError(SETTING_LABELS.get(name, name), "is empty", "write a number")
     return values[name]
+
+
+def _in_words_of_the_page(text: str) -> str:
+    """A line of an error, which calls what was asked for by the options of `generate`."""
+    labels = {option_of(name): label for name, label in SETTING_LABELS.items()}
+    return re.sub("--([a-z][a-z-]+)", lambda found: labels.get(found[0], found[1].replace("-", " ")), text)
 
 
 def _line(kind: str, text: str) -> str:

@@ -47,7 +47,7 @@ class Form:
         """The song that is asked for, and hints at its lyrics; raises InputError, which names an upload by its own name
         alone."""
         if self.file_format not in FORMATS:
-            raise InputError("format", f"{self.file_format!r} can't be written", f"choose {', '.join(FORMATS)}")
+            raise InputError("--format", f"{self.file_format!r} can't be written", f"choose {', '.join(FORMATS)}")
         lyrics = lyrics_of(self.lyrics) if self.lyrics.strip() else None
         hints = lyrics_hints(lyrics, "lyrics") if lyrics else []
         asked = SongRequest(

@@ -51,9 +51,9 @@ class Language:
         for code in codes:
             if code not in known:
                 mend = f"choose from {', '.join(sorted(known))}"
-                raise InputError(f"annotator {self.name}: languages", f"{code!r} is not known", mend)
+                raise InputError(f"--annotator-option {self.name}.languages", f"{code!r} is not known", mend)
         if len(set(codes)) < 2:
-            raise InputError(f"annotator {self.name}: languages", "names one language only", "name two or more")
+            raise InputError(f"--annotator-option {self.name}.languages", "names one language only", "name two or more")
         self._detector = builder.from_languages(*(known[code] for code in codes)).build()
 
     def annotate(self, song: Song, out: Path) -> Song:

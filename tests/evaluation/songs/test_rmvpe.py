@@ -98,7 +98,7 @@ def test_bad_weights_are_told_in_one_line(tmp_path, weights):
         with pytest.raises(InputError, match=message) as told:
             load_rmvpe(tmp_path / name)
         assert name in str(told.value) and "\n" not in str(told.value)
-    with pytest.raises(InputError, match="device: teapot can't be used"):
+    with pytest.raises(InputError, match="--device: teapot can't be used"):
         load_rmvpe(weights, "teapot")
 
 
