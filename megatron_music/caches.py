@@ -4,7 +4,6 @@ import atexit
 import os
 import shutil
 import tempfile
-from pathlib import Path
 
 _OF_LIBRARIES = {"MPLCONFIGDIR": "matplotlib", "NUMBA_CACHE_DIR": "numba", "TRITON_CACHE_DIR": "triton"}
 """Variables that name a cache. Hugging Face's holds models too, which are read where they are."""
@@ -17,7 +16,7 @@ def keep_caches_somewhere() -> None:
     warns. A user's own variables stay.
     """
     names = [name for name in _OF_LIBRARIES if not os.environ.get(name)]
-    if not names or _can_be_written(Path("~/.cache").expanduser()) and _can_be_written(Path("~/.config").expanduser()):
+    if not names or all(_can_be_written(os.path.expanduser(folder)) for folder in ("~/.cache", "~/.config")):
         return
     try:
         folder = tempfile.mkdtemp(prefix="megatron-music-caches-")
@@ -27,7 +26,8 @@ def keep_caches_somewhere() -> None:
     os.environ |= {name: os.path.join(folder, _OF_LIBRARIES[name]) for name in names}
 
 
-def _can_be_written(path: Path) -> bool:
-    """Whether the folder, or the first one above it that is there, takes files."""
-    there = next((parent for parent in (path, *path.parents) if parent.exists()), path)
-    return there.is_dir() and os.access(there, os.W_OK | os.X_OK)
+def _can_be_written(path: str) -> bool:
+    """Whether the folder, or the first one above it that can be seen, takes files."""
+    while not os.path.exists(path) and os.path.dirname(path) != path:  # unlike Path's, never a PermissionError
+        path = os.path.dirname(path)
+    return os.path.isdir(path) and os.access(path, os.W_OK | os.X_OK)

@@ -11,7 +11,7 @@ from megatron_music.parallel import limit_threads
 
 def main() -> None:
     """Runs the part of the pickled executor that SLURM's variables name; bad input ends it with one line."""
-    limit_threads(int(os.environ.get("SLURM_CPUS_PER_TASK", "1")))
+    limit_threads(int(os.environ.get("SLURM_CPUS_PER_TASK") or 1))
     with open(sys.argv[1], "rb") as file:
         executor = dill.load(file)
     try:

@@ -73,6 +73,18 @@ class Start:
         raise InputError("--processes", f"is given where {self.by} has started {self.size} processes",
                          "leave it out, or start one task a node")  # fmt: skip
 
+    def gpu(self, seen: int) -> int:
+        """The number of this process' GPU among the ``seen`` ones; raises InputError where it has none.
+
+        Where srun binds each task to a GPU of its own (``--gpus-per-task``) the task sees that one alone, as the first.
+        """
+        if self.by == "srun" and seen == 1:
+            return 0
+        if self.local_rank >= seen:
+            what = f"{self.local_rank} has no GPU: {seen} {'is' if seen == 1 else 'are'} seen here"
+            raise InputError("LOCAL_RANK", what, "start one process for each GPU")
+        return self.local_rank
+
     def variables(self) -> dict[str, str]:
         """As torchrun gives them to its processes; libraries read them too."""
         values = {"RANK": self.rank, "WORLD_SIZE": self.size, "LOCAL_RANK": self.local_rank}

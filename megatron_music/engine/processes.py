@@ -67,11 +67,9 @@ def join_world() -> None:
     environment.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
     device = {}
     if torch.cuda.is_available():
-        if start.local_rank >= torch.cuda.device_count():
-            what = f"{start.local_rank} has no GPU: this machine shows {torch.cuda.device_count()}"
-            raise InputError("LOCAL_RANK", what, "start one process for each GPU")
-        torch.cuda.set_device(start.local_rank)
-        device = {"device_id": torch.device("cuda", start.local_rank)}
+        gpu = start.gpu(torch.cuda.device_count())
+        torch.cuda.set_device(gpu)
+        device = {"device_id": torch.device("cuda", gpu)}
     group = {"store": meet(start, _COLLECTIVES), "rank": start.rank, "world_size": start.size, "timeout": _COLLECTIVES}
     torch.distributed.init_process_group("nccl" if device else "gloo", **group, **device)
 

@@ -140,7 +140,7 @@ def _refusal(run: Path, holder: dict[str, Any]) -> InputError:
 
 def _about_this_process() -> dict[str, Any]:
     job = os.environ.get("SLURM_JOB_ID")
-    restarts = int(os.environ.get("SLURM_RESTART_COUNT", "0"))
+    restarts = int(os.environ.get("SLURM_RESTART_COUNT") or 0)
     return {"host": socket.gethostname(), "pid": os.getpid(), "slurm_job": job, "slurm_restarts": restarts}
 
 

@@ -100,6 +100,20 @@ def test_processes_are_not_started_by_those_of_a_launcher():
                                  "task a node")  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("start", "seen", "gpu"),
+    [(Start("srun", 3, 4, 1, "node7"), 2, 1), (Start("srun", 3, 4, 1, "node7"), 1, 0), (Start(), 8, 0),
+     (read_start(TORCHRUN), 8, 1)],
+)  # fmt: skip
+def test_each_process_has_a_gpu_of_its_own(start, seen, gpu):
+    assert start.gpu(seen) == gpu
+
+
+def test_a_process_without_a_gpu_is_told():
+    with pytest.raises(InputError, match="LOCAL_RANK: 1 has no GPU: 1 is seen here; start one process for each GPU"):
+        read_start(TORCHRUN).gpu(1)
+
+
 def test_its_variables_are_read_back():
     start = Start("torchrun", 3, 8, 1, "node7", 1234)
     assert start.variables() == TORCHRUN and read_start(start.variables()) == start

@@ -175,7 +175,7 @@ def test_a_song_of_a_manifest_is_gone_on_with(prompt, tmp_path):
     for name, after, message in (
         ("#two", None, "has no song 'two'"),
         ("#one", 3, "has 2 sections, 3 were asked for"),
-        ("#one", None, "past: 2 of 2 sections have been sung already"),
+        ("#one", None, "--continue: 2 of 2 sections have been sung already"),
     ):
         with pytest.raises(InputError, match=message):
             generate(**prompt, past=f"{tmp_path}/manifest.jsonl{name}", after=after)
