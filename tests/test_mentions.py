@@ -26,8 +26,8 @@ OF_OTHER_PROGRAMS = {
     "Megatron-LM": {"rampup-batch-size"},
     "pytest": {"durations"},
     "SLURM": {
-        "batch", "container-image", "container-mounts", "dependency", "exclusive", "job-name", "jobs",
-        "kill-on-bad-exit", "mem", "name", "noheader", "ntasks-per-node", "open-mode", "output", "parsable",
+        "batch", "container-image", "container-mounts", "dependency", "exclusive", "gpus-per-task", "job-name",
+        "jobs", "kill-on-bad-exit", "mem", "name", "noheader", "ntasks-per-node", "open-mode", "output", "parsable",
         "requeue", "signal",
     },
     "TensorBoard": {"logdir"},

@@ -31,6 +31,7 @@ from training_loop import own_share, small_recipe, told
 from megatron_music.cluster.memory import memory_by_rank
 from megatron_music.engine import processes
 from megatron_music.engine.hardware import check_hardware
+from megatron_music.engine.launchers import read_start
 from megatron_music.recipe.flops import flops_per_token, parameter_count
 from megatron_music.recipe.gpus import gpu_of_device
 from megatron_music.recipe.layout import Layout
@@ -153,7 +154,7 @@ def recipe_of(options: argparse.Namespace) -> tuple[Recipe, int]:
         content["network"]["position_limit"] = max(options.context, content["network"]["position_limit"])
     if options.micro_batch:
         phase["micro_batch_sequences"] = options.micro_batch
-    copies = processes.world_size() // (Layout(**content["layout"]).model_processes)
+    copies = read_start(os.environ).size // (Layout(**content["layout"]).model_processes)
     phase["batch_sequences"] = options.batch or 4 * max(1, copies) * phase["micro_batch_sequences"]
     phase["learning_rate"] = 3e-4
     content |= {"precision": options.precision or content["precision"], "groups": {}, "most_epochs": {}, "watch": {}}

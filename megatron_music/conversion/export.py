@@ -170,7 +170,8 @@ def export_checkpoint(
     known = {"format": (form, FORMS), "dtype": (dtype, (None, *DTYPES)), "adapters": (adapters, ADAPTERS)}
     for field, (value, values) in known.items():
         if value not in values:
-            raise InputError(f"--{field}", f"{value} can't be exported", f"choose from {', '.join(filter(None, values))}")
+            choices = ", ".join(filter(None, values))
+            raise InputError(f"--{field}", f"{value} can't be exported", f"choose from {choices}")
     if form == "megatron":
         from megatron_music.conversion.export_megatron import export_megatron
 

@@ -13,7 +13,7 @@ from torch.distributed.elastic.rendezvous import RendezvousConnectionError, Rend
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from megatron_music.engine.launchers import Start, read_start
-from megatron_music.engine.meeting import resolve, telling
+from megatron_music.engine.meeting import check_address, telling
 from megatron_music.engine.processes import STOP_SIGNALS, launch
 from megatron_music.errors import InputError
 from megatron_music.exits import ExitCode, Hung, Lost, RunEnded, Stopped
@@ -37,7 +37,7 @@ def start(function: Callable[..., Any], processes: int, *arguments: Any, restart
 
 def _launch_over_nodes(task: Start, function: Callable, processes: int, arguments: tuple, restarts: int) -> None:
     environment, place = os.environ, f"{task.address}:{task.port}"
-    resolve(task)
+    check_address(task)
     options = {
         "min_nodes": task.nodes,
         "max_nodes": task.nodes,

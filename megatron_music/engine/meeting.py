@@ -33,14 +33,15 @@ def meet(start: Start, timeout: datetime.timedelta) -> torch.distributed.Store:
         InputError: MASTER_ADDR is not known, or two processes have the same rank.
         Lost: processes did not come, or something else listens where they should meet.
     """
-    place, (family, _, _, _, address) = f"{start.address}:{start.port}", resolve(start)
+    check_address(start)
+    place, address = f"{start.address}:{start.port}", (start.address, start.port)
     if start.rank == 0 and not start.agent_store:
-        store = _host(start, family, place)
+        store = _host(start, place)
         what = f"process 0, on {socket.gethostname()}, does not reach itself at {place}: is MASTER_ADDR its address?"
-        _wait(lambda: _answers(family, address), lambda: what)
+        _wait(lambda: _answers(address), lambda: what)
     else:
         # torch's own attempts print a stack for each that fails.
-        _wait(lambda: _answers(family, address), lambda: f"waiting for process 0 at {place}, where nobody answers yet")
+        _wait(lambda: _answers(address), lambda: f"waiting for process 0 at {place}, where nobody answers yet")
         store = _store(start, start.address, place)
     store.set_timeout(timeout)
     if start.restart is not None:
@@ -52,15 +53,15 @@ def meet(start: Start, timeout: datetime.timedelta) -> torch.distributed.Store:
 def check_loopback() -> None:
     """Raises InputError where processes of this machine can't reach each other, as in a container without a network."""
     with socket.create_server(("127.0.0.1", 0)) as server:
-        if not _answers(socket.AF_INET, server.getsockname()):
+        if not _answers(server.getsockname()):
             raise InputError("127.0.0.1", "can't be reached: this machine has no loopback interface that is up, over "
                              "which processes meet", "`ip link set lo up`, or a container with a network")  # fmt: skip
 
 
-def resolve(start: Start) -> tuple:
-    """The family and address of MASTER_ADDR, as ``socket.getaddrinfo`` gives them, or an InputError."""
+def check_address(start: Start) -> None:
+    """Raises InputError where nobody knows the name or address in MASTER_ADDR."""
     try:
-        return socket.getaddrinfo(start.address, start.port, type=socket.SOCK_STREAM)[0]
+        socket.getaddrinfo(start.address, start.port, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError) as error:
         reason = getattr(error, "strerror", None) or error
         raise InputError("MASTER_ADDR", f"{start.address!r} can't be resolved ({reason})",
@@ -79,10 +80,10 @@ def telling(what: str, is_done: Callable[[], bool]) -> Iterator[None]:
         ended.set()
 
 
-def _host(start: Start, family: int, place: str) -> torch.distributed.Store:
+def _host(start: Start, place: str) -> torch.distributed.Store:
     check_loopback()
     try:
-        socket.create_server(("", start.port), family=family).close()
+        socket.create_server(("", start.port)).close()
     except OSError as error:
         what = f"process 0 can't listen at {place} on {socket.gethostname()} ({os.strerror(error.errno)})"
         raise Lost(f"MASTER_PORT: {what}; export another, or end what listens there") from None
@@ -115,10 +116,12 @@ def _gather(store: torch.distributed.Store, start: Start, place: str) -> None:
     _wait(lambda: store.add("come", 0) >= start.size, waited_for, is_first)
 
 
-def _answers(family: int, address: tuple) -> bool:
-    with socket.socket(family) as probe:
-        probe.settimeout(_CONNECT_SECONDS)
-        return probe.connect_ex(address) == 0
+def _answers(address: tuple[str, int]) -> bool:
+    try:
+        socket.create_connection(address, _CONNECT_SECONDS).close()
+    except OSError:
+        return False
+    return True
 
 
 def _wait(

@@ -313,7 +313,8 @@ class Recipe(Strict):
         layout = self.layout
         if processes % layout.model_processes:
             raise InputError("layout", f"{processes} processes are not a multiple of tensor x pipeline x context = "
-                             f"{layout.model_processes}", "start another number, or change the layout")  # fmt: skip
+                             f"{layout.model_processes}",
+                             "change --processes, or how many the launcher starts, or the layout")  # fmt: skip
         copies = processes // layout.model_processes
         for index, phase in enumerate(self.phases):
             for sequences in phase.batch_sizes:
