@@ -110,15 +110,18 @@ def visit(server, browser):
 
 
 def fill(page, lyrics=LYRICS, tags=("pop",), **numbers):
+    if {"min_new_tokens", "max_new_tokens"} & set(numbers):
+        page.click("#settings button")
     page.fill("#lyrics textarea", lyrics)
     for tag in tags:
         page.fill("#tags input", tag)
         page.keyboard.press("Enter")
-    if {"min_new_tokens", "max_new_tokens"} & set(numbers):
-        page.click("#settings button")
-    for name, value in numbers.items():
-        page.fill(f"#{name} input", str(value))
-        page.keyboard.press("Tab")
+    # Gradio gives fields that have just appeared their first values once more: what was written before is lost.
+    inputs = {f"#{name} input": str(value) for name, value in numbers.items()}
+    while lost := [name for name, value in inputs.items() if page.input_value(name) != value]:
+        for name in lost:
+            page.fill(name, inputs[name])
+            page.keyboard.press("Tab")
 
 
 def until_said(page, pattern):
