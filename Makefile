@@ -7,6 +7,8 @@
 # The first that runs: pyenv has a command of every name that fails where the version isn't chosen.
 PYTHON ?= $(shell for python in python3.11 python3.12 python3.13 python3; do $$python -c '' 2> /dev/null && command -v $$python && break; done)
 VENV := .venv
+# A further index for torch: README says what for.
+TORCH_INDEX ?=
 READY := $(VENV)/.ready
 
 .PHONY: quickstart test lint soak environment clean
@@ -29,7 +31,7 @@ environment: $(READY)
 $(READY): constraints.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 11) <= v <= (3, 13) else "megatron-music needs Python 3.11 to 3.13, this is %d.%d; run: make PYTHON=/path/to/python3.11" % v)'
 	$(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt $(TORCH_INDEX:%=--extra-index-url %) torch
 	$(VENV)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]'
 	@touch $@
 
