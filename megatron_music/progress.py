@@ -23,7 +23,8 @@ class _Log(Console):
         silence(2)
 
 
-console = _Log(stderr=True, highlight=False, soft_wrap=True)  # a log's lines are not cut
+# A log's lines are not cut, and what stands in brackets or between colons, as in names of files, is no markup.
+console = _Log(stderr=True, markup=False, emoji=False, highlight=False, soft_wrap=True)
 
 
 def track(items: Iterable[T], description: str, total: int | None = None) -> Iterable[T]:

@@ -71,7 +71,7 @@ def main() -> None:
     memory, started = PeakMemory(), time.perf_counter()
     memory.start()
     for number, (title, command) in enumerate(STEPS, 1):
-        console.print(f"\n[bold]{number}/{len(STEPS)}  {title}[/bold]\n$ megatron-music {command}", soft_wrap=True)
+        console.print(f"\n[bold]{number}/{len(STEPS)}  {title}[/bold]\n$ megatron-music {command}", markup=True)
         step_started = time.perf_counter()
         done = subprocess.run([sys.executable, "-m", "megatron_music", *shlex.split(command)])
         if done.returncode:
@@ -146,7 +146,7 @@ def show(summary: dict) -> None:
         f"curves:   tensorboard --logdir {RUN}",
         f"summary:  {RUN}/summary.json",
     ]
-    console.print("\n".join(lines), soft_wrap=True)
+    console.print("\n".join(lines), markup=True)
 
 
 if __name__ == "__main__":

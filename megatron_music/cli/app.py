@@ -19,6 +19,16 @@ Processes = Annotated[int | None, typer.Option(min=1, help="Processes on this ma
 LyricsTranslation = Annotated[
     str, typer.Option("--translation", help="Of original and translation under one time: first, second or both.")
 ]
+MaxRejected = Annotated[
+    float,
+    typer.Option(
+        metavar="SHARE",
+        min=0,
+        max=1,
+        help="End with status 2, behind all else, where a larger share of the songs was rejected.",
+        show_default="1: only where no song is left",
+    ),
+]
 Overrides = Annotated[
     list[str] | None, typer.Option("--set", help="Change a field: a.b=c. May be given several times.")
 ]

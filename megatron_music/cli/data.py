@@ -9,6 +9,7 @@ from megatron_music.cli.app import (
     Account,
     Environment,
     LyricsTranslation,
+    MaxRejected,
     Partition,
     Processes,
     Sbatch,
@@ -43,6 +44,7 @@ def manifest(
     source: Annotated[str | None, typer.Option(help="Where the songs come from, where they don't say.")] = None,
     licence: Annotated[str | None, typer.Option(help="Their licence, where they don't say.")] = None,
     translation: LyricsTranslation = "first",
+    max_rejected: MaxRejected = 1.0,
 ) -> None:
     r"""Make a manifest of a folder: recordings with their stems, lyrics and tags, paired by name.
 
@@ -57,7 +59,8 @@ def manifest(
     """
     from megatron_music.songs.folder import manifest_of_folder
 
-    typer.echo(manifest_of_folder(folder, out, speech, language, source, licence, translation))
+    summary = manifest_of_folder(folder, out, speech, language, source, licence, translation)
+    summary.tell(out, max_rejected, typer.echo)
 
 
 @app.command(epilog="Example: megatron-music tokenizer songs/manifest.jsonl tokenizer.model --size 1024")
@@ -111,6 +114,7 @@ def encode(
     environment: Environment = None,
     sbatch: Sbatch = None,
     wait: Annotated[bool, typer.Option("--wait", help="Stay until the SLURM jobs have ended.")] = False,
+    max_rejected: MaxRejected = 1.0,
 ) -> None:
     """Turn audio into codec codes, in Parquet shards; run again, it goes on where it was stopped."""
     from megatron_music.corpus.encode import encode_manifest, parse_annotator_options
@@ -131,7 +135,7 @@ def encode(
         sbatch=parse_sbatch_options(sbatch or []),
         wait=wait,
     )
-    encode_manifest(
+    encoded = encode_manifest(
         manifest,
         out,
         codec,
@@ -145,7 +149,10 @@ def encode(
         batch_seconds=batch_seconds,
         shard_songs=shard_songs,
         machines=machines,
+        most_rejected=max_rejected,
     )
+    if encoded is not None:
+        encoded.tell(max_rejected, typer.echo)
 
 
 @app.command(
@@ -163,13 +170,30 @@ def build(
     ],
     out: Annotated[Path, typer.Argument(help="Corpus folder.")],
     processes: Processes = None,
+    max_rejected: MaxRejected = 1.0,
 ) -> None:
-    """Make token documents of every source and write them as an indexed corpus."""
-    from megatron_music.corpus.build import build_corpus
+    """Make token documents of every source and write them as an indexed corpus.
+
+    --max-rejected looks at every source by itself; songs that filters leave out count as rejected.
+    """
+    from megatron_music.corpus.build import build_corpus, refuse_too_many_rejects
     from megatron_music.corpus.inspect import corpus_table
 
-    build_corpus(spec, out, processes=processes)
+    sources = build_corpus(spec, out, processes=processes)
     typer.echo(corpus_table(out))
+    refuse_too_many_rejects(sources, out, max_rejected)
+
+
+@app.command(epilog="Example: megatron-music rejects runs/corpus --rule few_lyrics")
+def rejects(
+    path: Annotated[Path, typer.Argument(help="What `manifest`, `encode` or `build` wrote: the folder, or its table.")],
+    rule: Annotated[str | None, typer.Option(help="Only those of this rule.", show_default="all")] = None,
+) -> None:
+    """Print what was left out and why, one a line: rule, id, reason and where it stands, between tabs."""
+    from megatron_music.songs.rejects import reject_lines
+
+    for line in reject_lines(path, rule):
+        typer.echo(line)
 
 
 @app.command(epilog="Example: megatron-music inspect runs/corpus/lyrics_to_song --document 3 --listen heard")

@@ -6,8 +6,7 @@ its last part, and a source whose inputs have not changed since it was finished 
 """
 
 import shutil
-from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, astuple, dataclass, field, replace
 from itertools import islice
 from pathlib import Path
@@ -36,9 +35,9 @@ from megatron_music.files import atomic_path, read_json
 from megatron_music.parallel import Workers
 from megatron_music.progress import track
 from megatron_music.songs.manifest import stream_rejects, write_rejects
+from megatron_music.songs.rejects import REJECTS, all_rejected, refuse_too_many
 from megatron_music.songs.song import Reject, Song
 
-REJECTS = "rejects.parquet"
 _WORK = ".build"
 
 
@@ -78,6 +77,13 @@ def build_corpus(spec: str | Path, out: str | Path, processes: int | None = None
         for leftover in (out / _WORK).glob("*.parts"):
             shutil.rmtree(leftover)
     return {source.name: read_json(out / f"{source.name}.json") for source in plan.sources}
+
+
+def refuse_too_many_rejects(sources: Mapping[str, Mapping[str, Any]], out: str | Path, most_rejected: float) -> None:
+    """Raises InputError for the first source, by its sidecar, of which more than this share of songs was rejected."""
+    for name, about in sources.items():
+        rejected = about["songs_rejected"]
+        refuse_too_many(Path(out) / name, rejected, about["songs_used"] + rejected, most_rejected)
 
 
 def _prepare(plan: BuildSpec, out: Path) -> None:
@@ -206,17 +212,11 @@ def _rejects_of_parts(prefixes: Iterable[Path]) -> Iterator[Reject]:
 
 def _nothing_built(plan: BuildSpec, source: SourceSpec, out: Path) -> InputError:
     where = f"{plan.path}: sources.{source.name}"
-    counts: Counter[str] = Counter()
-    examples: dict[str, str] = {}
-    for reject in stream_rejects(_rejects_path(source, out)):
-        counts[reject.rule] += 1
-        examples.setdefault(reject.rule, reject.detail)
-    if not counts:
+    why = all_rejected(stream_rejects(_rejects_path(source, out)))
+    if why is None:
         what = f"yields no document, {source.manifest} has no song for the split {source.split}"
         return InputError(where, what, "name another manifest or mend held_out")
-    rule, count = counts.most_common(1)[0]
-    what = f"yields no document, all {counts.total()} songs were rejected, {count} by {rule} ({examples[rule]})"
-    return InputError(where, what, f"mend the songs or the options; {out / REJECTS} names each")
+    return InputError(where, f"yields no document, {why}", f"mend the songs or the options; {out / REJECTS} names each")
 
 
 def _rejects_path(source: SourceSpec, out: Path) -> Path:

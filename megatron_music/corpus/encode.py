@@ -18,7 +18,7 @@ from megatron_music.audio.batches import window_samples
 from megatron_music.audio.codec import Codec, load_codec
 from megatron_music.audio.files import read_audio
 from megatron_music.corpus import encode_steps, fingerprint
-from megatron_music.corpus.encode_finish import Finish, check_tasks, finish
+from megatron_music.corpus.encode_finish import Encoded, Finish, check_tasks, finish
 from megatron_music.corpus.encode_plan import CODEC, EMBEDDED, LOGS, SETTINGS, WORK, Plan, Settings, plan_shards
 from megatron_music.corpus.executors import (
     Machines,
@@ -62,8 +62,9 @@ def encode_manifest(
     shard_songs: int = 64,
     seed: int = 0,
     machines: Machines | None = None,
-) -> dict[str, int] | None:
-    """Encodes all tracks that a manifest has audio of; returns the numbers of songs, rejects and shards.
+    most_rejected: float = 1.0,
+) -> Encoded | None:
+    """Encodes all tracks that a manifest has audio of; returns what the folder holds then.
 
     None where jobs were submitted that go on on their own.
 
@@ -77,6 +78,7 @@ def encode_manifest(
         window_seconds, batch_seconds: see ``audio.batches``; by default whole tracks, one at a time on a CPU and
             ``GPU_BATCH_SECONDS`` on a GPU.
         device: a torch device; by default the GPU where ``machines`` gives tasks one, else the CPU.
+        most_rejected: share of rejected songs above which the last SLURM job fails, see ``Encoded.tell``.
 
     Raises InputError where the folder holds codes of another making, and where no song can be encoded.
     """
@@ -103,7 +105,7 @@ def encode_manifest(
         if machines.executor != "slurm":
             return _run(plan, machines)
     # The jobs take the workplace themselves, one after another.
-    return _submit(plan, machines)
+    return _submit(plan, machines, most_rejected)
 
 
 def parse_annotator_options(texts: Iterable[str]) -> dict[str, dict[str, str]]:
@@ -222,7 +224,7 @@ def _pipeline(plan: Plan, shared: bool) -> list[encode_steps.PipelineStep]:
     ]
 
 
-def _run(plan: Plan, machines: Machines) -> dict[str, int]:
+def _run(plan: Plan, machines: Machines) -> Encoded:
     """Runs all tasks and, once they have ended well, finishes."""
     tasks, pipeline = _tasks(plan, machines), _pipeline(plan, shared=False)
     if machines.executor == "ray":
@@ -236,12 +238,12 @@ def _run(plan: Plan, machines: Machines) -> dict[str, int]:
     return finish(plan)
 
 
-def _submit(plan: Plan, machines: Machines) -> dict[str, int] | None:
+def _submit(plan: Plan, machines: Machines, most_rejected: float) -> Encoded | None:
     """Submits all tasks and the job that finishes; waits for them if asked to."""
     tasks, name, logs = _tasks(plan, machines), _job_name(plan.out), plan.logs
     if not tasks:
         return finish(plan)
-    last = Finish(plan, logs / "tasks", tasks)
+    last = Finish(plan, logs / "tasks", tasks, most_rejected)
     array, end = submit_slurm(_pipeline(plan, shared=True), last, tasks, machines, logs, name)
     console.print(
         f"submitted {tasks} tasks as job {array}; job {end} then writes {plan.out / 'manifest.jsonl'}\n"
@@ -258,7 +260,7 @@ def _submit(plan: Plan, machines: Machines) -> dict[str, int] | None:
     outcome = read_json(logs / "outcome.json")
     if isinstance(outcome, list):
         raise InputError(*outcome)
-    return outcome
+    return Encoded(**outcome)
 
 
 def _job_name(out: Path) -> str:

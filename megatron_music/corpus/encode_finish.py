@@ -1,18 +1,20 @@
 """What makes a folder of whole shards an encoding: the rejects and, last, the manifest of the songs in the shards."""
 
-from collections.abc import Iterable, Iterator
-from dataclasses import replace
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass, replace
 from itertools import chain
 from pathlib import Path
 
 import pyarrow.parquet as pq
 from datatrove.pipeline.base import PipelineStep
 
-from megatron_music.corpus.encode_plan import MANIFEST, REJECTS, WORK, Plan, Shard, changed
+from megatron_music.corpus.encode_plan import MANIFEST, WORK, Plan, Shard, changed
 from megatron_music.corpus.workplace import workplace
 from megatron_music.errors import InputError
 from megatron_music.files import read_json, write_json
 from megatron_music.songs.manifest import write_manifest, write_rejects
+from megatron_music.songs.rejects import REJECTS, all_rejected, refuse_too_many, rejects_by_rule, where_to_read
 from megatron_music.songs.song import TRACKS, Reject, Segment, Song, rebase_reference
 
 MANIFEST_FRAMES_PER_SECOND = 50.0
@@ -35,8 +37,37 @@ def check_tasks(plan: Plan, logs: Path, tasks: int) -> None:
         raise InputError(plan.out, what, f"see {logs}; run again, finished shards are kept")
 
 
-def finish(plan: Plan) -> dict[str, int]:
-    """Writes rejects and manifest of whole shards; returns the numbers of songs, rejects and shards.
+@dataclass(frozen=True)
+class Encoded:
+    """What an encoding has come to: songs with codes, those rejected by rule, and shards; earlier runs' included."""
+
+    out: str
+    songs: int
+    hours: float
+    shards: int
+    rejected: dict[str, int]
+
+    def __str__(self) -> str:
+        rejected = sum(self.rejected.values())
+        lines = [
+            f"songs        {self.songs:,} of {self.songs + rejected:,} are encoded",
+            f"hours        {self.hours:,.2f}",
+            f"shards       {self.shards:,}",
+            *rejects_by_rule(self.rejected),
+            *where_to_read(self.out, rejected),
+            f"written      {Path(self.out) / MANIFEST}",
+        ]
+        return "\n".join(lines)
+
+    def tell(self, most_rejected: float, say: Callable[[object], None]) -> None:
+        """Says all of it; raises InputError where more than the share ``most_rejected`` of the songs were rejected."""
+        say(self)
+        rejected = sum(self.rejected.values())
+        refuse_too_many(self.out, rejected, self.songs + rejected, most_rejected)
+
+
+def finish(plan: Plan) -> Encoded:
+    """Writes rejects and manifest of whole shards.
 
     Raises InputError where no song could be encoded.
     """
@@ -46,33 +77,49 @@ def finish(plan: Plan) -> dict[str, int]:
     songs = _encoded_songs(plan.read_shards(), plan.frames_per_second)
     first = next(songs, None)
     if first is None:
-        why = f"all {len(rejects)} songs were rejected, {rejects[0].detail}" if rejects else "there is no line in it"
+        why = all_rejected(rejects) or "there is no line in it"
         raise InputError(plan.manifest, f"has no song to encode: {why}", f"{plan.out / REJECTS} names each")
-    write_manifest(plan.out / MANIFEST, chain([first], songs))
-    return {"songs": plan.songs - len(rejects), "rejected": len(rejects), "shards": plan.shards}
+    seconds = _Seconds(chain([first], songs))
+    write_manifest(plan.out / MANIFEST, seconds)
+    by_rule = dict(Counter(reject.rule for reject in rejects))
+    return Encoded(str(plan.out), plan.songs - len(rejects), seconds.total / 3600, plan.shards, by_rule)
+
+
+class _Seconds:
+    """Songs, whose seconds it adds up as they pass."""
+
+    def __init__(self, songs: Iterable[Song]):
+        self._songs, self.total = songs, 0.0
+
+    def __iter__(self) -> Iterator[Song]:
+        for song in self._songs:
+            self.total += song.duration_s
+            yield song
 
 
 class Finish(PipelineStep):
     """``finish`` as a step of its own, for a job that starts once all tasks have ended, whether well or not.
 
-    ``outcome.json`` in the logs says what came of it: the numbers, or the three parts of an InputError.
+    ``outcome.json`` in the logs says what came of it: the fields of ``Encoded``, or the three parts of an InputError.
+    More rejects than ``most_rejected`` allows are no such error, but end the job with one behind all of its work.
     """
 
     name, type = "manifest", "writer"
 
-    def __init__(self, plan: Plan, logs: Path, tasks: int):
+    def __init__(self, plan: Plan, logs: Path, tasks: int, most_rejected: float):
         super().__init__()
-        self.plan, self.logs, self.tasks = plan, logs, tasks
+        self.plan, self.logs, self.tasks, self.most_rejected = plan, logs, tasks, most_rejected
 
     def run(self, data: None, rank: int = 0, world_size: int = 1) -> None:
         try:
             with workplace(self.plan.out):
                 check_tasks(self.plan, self.logs, self.tasks)
-                outcome = finish(self.plan)
+                encoded = finish(self.plan)
         except InputError as error:
             write_json(self.plan.logs / "outcome.json", [error.where, error.what, error.mend])
             raise
-        write_json(self.plan.logs / "outcome.json", outcome)
+        write_json(self.plan.logs / "outcome.json", asdict(encoded))
+        encoded.tell(self.most_rejected, print)
 
 
 def _remove_surplus(plan: Plan) -> None:

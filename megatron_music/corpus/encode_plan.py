@@ -17,7 +17,7 @@ from megatron_music.songs.manifest import place_of, read_manifest, read_songs
 from megatron_music.songs.manifest_file import song_lines
 from megatron_music.songs.song import Reject, Segment, Song
 
-MANIFEST, REJECTS, CODEC, SETTINGS, LOGS = "manifest.jsonl", "rejects.parquet", "codec", "encoding.json", "logs"
+MANIFEST, CODEC, SETTINGS, LOGS = "manifest.jsonl", "codec", "encoding.json", "logs"
 WORK = ".encode"
 EMBEDDED = "embedded"
 _NOT_ANNOTATED = {"id", "codes", "folder"}

@@ -7,11 +7,12 @@ from pathlib import Path
 
 import numpy as np
 
-from megatron_music.corpus.build import REJECTS, TOKENIZER, VOCABULARY
+from megatron_music.corpus.build import TOKENIZER, VOCABULARY
 from megatron_music.corpus.contents import read_songs_of_document
 from megatron_music.corpus.indexed import IndexedSource
 from megatron_music.errors import InputError
 from megatron_music.songs.manifest import stream_rejects
+from megatron_music.songs.rejects import REJECTS, rejects_by_rule, where_to_read
 from megatron_music.tables import table
 from megatron_music.vocabulary.kinds import AUDIO_KINDS, CODEBOOK_KINDS, LOSS_GROUPS, Kind
 from megatron_music.vocabulary.text import TextTokenizer
@@ -140,8 +141,9 @@ def corpus_table(corpus: str | Path) -> str:
         tokens = [tokens_by_group(about)[group] for group in groups]
         rows.append([name, about.get("task", ""), about.get("split", ""), *(f"{n:,}" for n in [*counted, *tokens])])
     lines = [table(rows, left=3)]
-    rules = Counter(reject.rule for reject in stream_rejects(corpus / REJECTS)) if (corpus / REJECTS).is_file() else {}
-    lines += [f"rejected by {rule}: {count:,}" for rule, count in sorted(rules.items())]
+    if (corpus / REJECTS).is_file():
+        rules = Counter(reject.rule for reject in stream_rejects(corpus / REJECTS))
+        lines += [*rejects_by_rule(rules), *where_to_read(corpus, rules.total())] if rules else []
     return "\n".join(lines)
 
 

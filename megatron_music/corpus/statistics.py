@@ -14,7 +14,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from megatron_music.corpus.build import REJECTS
 from megatron_music.corpus.contents import SUFFIX, contents_in_batches
 from megatron_music.corpus.curation import TABLE as NEAR_DUPLICATES
 from megatron_music.corpus.indexed import IndexedSource, prefix_file
@@ -22,6 +21,7 @@ from megatron_music.corpus.inspect import sources_of_corpus
 from megatron_music.errors import InputError
 from megatron_music.progress import track
 from megatron_music.songs.manifest import stream_rejects
+from megatron_music.songs.rejects import REJECTS
 from megatron_music.songs.song import Reject, split_tags
 
 EXAMPLES = 5

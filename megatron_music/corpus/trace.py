@@ -5,13 +5,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from megatron_music.corpus.blend import run_stream
-from megatron_music.corpus.build import REJECTS
 from megatron_music.corpus.contents import read_documents_of_song
 from megatron_music.corpus.stream import SampleStream
 from megatron_music.errors import InputError
 from megatron_music.recipe.phases import PhaseSpan, phase_spans, step_of_sequence
 from megatron_music.recipe.recipe import Recipe
 from megatron_music.songs.manifest import stream_rejects
+from megatron_music.songs.rejects import REJECTS
 
 
 @dataclass(frozen=True)

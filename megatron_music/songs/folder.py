@@ -50,6 +50,7 @@ from megatron_music.songs.lyric_rows import Remark
 from megatron_music.songs.lyrics import Lyrics, Section, check_translation, parse_lyrics, segment_text
 from megatron_music.songs.manifest import AUDIO_FIELDS, read_songs, write_manifest, write_rejects
 from megatron_music.songs.pairing import SIDECARS, PairedFiles, SongFile, pair, song_file, stems
+from megatron_music.songs.rejects import REJECTS, refuse_too_many, rejects_by_rule, rows_by_rule, where_to_read
 from megatron_music.songs.song import Reject, Rejected, Segment, Song
 
 _LONGEST_S = 24 * 3600.0
@@ -97,12 +98,11 @@ class FolderSummary:
             f"with lyrics  {self.with_lyrics:,} ({self.with_times:,} with times)",
             f"with stems   {self.with_stems:,}",
             f"with tags    {self.with_tags:,}",
-            f"rejected     {self.rejected.total():,}",
+            *rejects_by_rule(self.rejected),
         ]
-        lines += [f"  {rule:<18} {count:,}" for rule, count in sorted(self.rejected.items())]
         if self.remarked:
             lines.append(f"remarks      {self.remarked.total():,} on lyrics, in {REMARKS}")
-            lines += [f"  {rule:<18} {count:,}" for rule, count in sorted(self.remarked.items())]
+            lines += rows_by_rule(self.remarked)
         if self.further_stems:
             lines.append(f"passed over  {self.further_stems:,} stems other than vocals")
         if self.alike:
@@ -111,6 +111,12 @@ class FolderSummary:
                 f"kept apart   {len(self.alike):,} songs whose names differ by case or accents' form alone: {names}"
             )
         return "\n".join(lines)
+
+    def tell(self, out: str | Path, most_rejected: float, say: Callable[[object], None]) -> None:
+        """Says all of it; raises InputError where a larger share than ``most_rejected`` was rejected."""
+        rejected = self.rejected.total()
+        say("\n".join([str(self), *where_to_read(out, rejected), f"written      {Path(out) / 'manifest.jsonl'}"]))
+        refuse_too_many(out, rejected, self.songs + rejected, most_rejected)
 
 
 def manifest_of_folder(
@@ -173,7 +179,7 @@ def _songs(
             remarks += [f"{path}: {remark}\n" for path, remark in made.remarks]
             yield song
     summary.rejected.update(reject.rule for reject in rejects)
-    write_rejects(out / "rejects.parquet", rejects)
+    write_rejects(out / REJECTS, rejects)
     write_text(out / REMARKS, "".join(remarks).encode(errors="backslashreplace").decode())  # names may be no UTF-8
     if not summary.songs:
         why = f"; the first of {len(rejects)} rejects: {rejects[0].detail}" if rejects else ""

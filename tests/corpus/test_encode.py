@@ -5,11 +5,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 from encode_cases import OPTIONS, TRACK_FIELDS, contents, make_songs, read_lines, write_lines
+from typer.testing import CliRunner
 
+from megatron_music import cli
 from megatron_music.audio.codec import load_codec
 from megatron_music.audio.files import read_audio, write_audio
 from megatron_music.corpus import encode, encode_steps
 from megatron_music.corpus.encode import encode_manifest
+from megatron_music.corpus.encode_finish import Encoded
 from megatron_music.corpus.executors import Machines
 from megatron_music.errors import InputError
 from megatron_music.songs.codes import load_codes
@@ -30,7 +33,7 @@ def songs(tmp_path) -> Path:
 def test_all_tracks_are_encoded_and_named(songs, tmp_path):
     out = tmp_path / "deep" / "codes"
     summary = encode_manifest(songs / "manifest.jsonl", out, **SETTINGS)
-    assert summary == {"songs": 5, "rejected": 0, "shards": 3}
+    assert summary == Encoded(str(out), 5, 5 * (102 / 50) / 3600, 3, {})
     names = ["codes-00000.parquet", "codes-00001.parquet", "codes-00002.parquet", "codec", "manifest.jsonl"]
     assert {*names, "rejects.parquet", "encoding.json"} == {p.name for p in out.iterdir() if p.name[0] != "."}
     codec = load_codec("embedded", out / "codec")
@@ -78,7 +81,7 @@ def test_only_shards_of_changed_audio_are_encoded_again(songs, tmp_path):
     lines = read_lines(songs)
     lines[0]["genres"] = "waltz"
     write_lines(songs, lines[:4])
-    assert encode_manifest(songs / "manifest.jsonl", out, **SETTINGS)["shards"] == 2
+    assert encode_manifest(songs / "manifest.jsonl", out, **SETTINGS).shards == 2
     again = [path.stat().st_mtime_ns for path in sorted(out.glob("codes-*.parquet"))]
     assert len(again) == 2 and again[0] == times[0] and again[1] != times[1]
     encoded = list(read_manifest(out / "manifest.jsonl"))
@@ -99,7 +102,8 @@ def test_songs_without_usable_audio_are_rejected_by_name(songs, tmp_path):
     lines += [{"id": "silent"}, {"no": "id"}]
     write_lines(songs, lines)
     summary = encode_manifest(songs / "manifest.jsonl", tmp_path / "codes", **SETTINGS)
-    assert summary == {"songs": 3, "rejected": 4, "shards": 4}
+    assert (summary.songs, summary.shards) == (3, 4)
+    assert summary.rejected == {"audio_missing": 2, "audio_unreadable": 1, "missing_id": 1}
     rejects = {reject.id: reject for reject in read_rejects(tmp_path / "codes" / "rejects.parquet")}
     assert {id: reject.rule for id, reject in rejects.items()} == {
         "song-1": "audio_missing",
@@ -135,11 +139,33 @@ def test_a_manifest_of_audio_with_wrong_headers_has_the_lengths_that_encode_read
     assert (reject.id, reject.rule) == ("cut", "audio_unreadable")
     assert reject.detail.endswith("of the 3.00 s that it announces; copy or export the file again")
     summary = encode_manifest(tmp_path / "songs" / "manifest.jsonl", tmp_path / "codes", **SETTINGS)
-    assert (summary["songs"], summary["rejected"]) == (5, 1)
+    assert (summary.songs, summary.rejected) == (5, {"audio_unreadable": 1})
     for song in read_manifest(tmp_path / "codes" / "manifest.jsonl"):
         assert load_codes(song, "mix", CODES).shape[1] == pytest.approx(50 * listed[song.id], abs=1)
     (reject,) = read_rejects(tmp_path / "codes" / "rejects.parquet")
     assert reject.id == "nan" and "samples that are not finite numbers" in reject.detail
+
+
+def test_the_verb_tells_what_it_made_and_left_out_and_fails_where_that_is_too_much(songs, tmp_path):
+    (songs / "1" / "vocals.flac").unlink()
+    (songs / "2" / "mix.flac").write_bytes(b"not audio")
+    out, sizes = tmp_path / "codes", [f"--{name.replace('_', '-')}={value}" for name, value in OPTIONS.items()]
+    told = (
+        "songs        3 of 5 are encoded\nhours        0.00\nshards       3\nrejected     2\n"
+        f"  audio_missing      1\n  audio_unreadable   1\n  each with its reason: megatron-music rejects {out}\n"
+        f"written      {out}/manifest.jsonl\n"
+    )
+    command = ["encode", str(songs / "manifest.jsonl"), str(out), *sizes, "--workers=1"]
+    ran = CliRunner().invoke(cli.app, command)
+    assert (ran.exit_code, ran.stdout) == (0, told)
+    ran = CliRunner().invoke(cli.app, [*command, "--max-rejected=0.4"])
+    assert (ran.exit_code, ran.stdout) == (0, told)
+    ran = CliRunner().invoke(cli.app, [*command, "--max-rejected=0.39"])
+    assert ran.stdout == told and str(ran.exception) == (
+        f"{out}: 2 of 5 songs were rejected, a larger share than --max-rejected 0.39; "
+        "what was written is whole and can be used; mend the songs or raise the share"
+    )
+    assert len(list(read_manifest(out / "manifest.jsonl"))) == 3
 
 
 def test_a_fitted_codec_can_be_used_again(songs, tmp_path):

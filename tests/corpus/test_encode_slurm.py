@@ -1,6 +1,7 @@
 """An encoding as a job array on a real SLURM of one node."""
 
 import re
+import shutil
 import subprocess
 
 import psutil
@@ -17,6 +18,7 @@ from encode_cases import (
 from megatron_music.corpus.encode import encode_manifest
 from megatron_music.corpus.executors import Machines
 from megatron_music.errors import InputError
+from megatron_music.songs.manifest import read_manifest
 from slurm import wait_until
 
 SLURM = ("--executor=slurm", "--tasks=3", "--wait")
@@ -27,7 +29,12 @@ def test_an_array_leaves_what_local_processes_leave(slurm, songs, straight, tmp_
     done = run_encode(
         songs, out, *SLURM, "--time=10", "--partition=main", "--sbatch=comment=spring clean", "--workers=2"
     )
-    assert (done.returncode, done.stdout) == (0, ""), done.stderr
+    told = (
+        f"songs        5 of 5 are encoded\nhours        0.00\nshards       3\nrejected     0\nwritten      {out}/"
+        "manifest.jsonl\n"
+    )
+    assert (done.returncode, done.stdout) == (0, told), done.stderr
+    assert told in "".join(path.read_text() for path in (out / "logs" / "finish" / "slurm_logs").iterdir())
     first, second = done.stderr.splitlines()
     array, end = re.fullmatch(
         rf"submitted 3 tasks as job (\d+); job (\d+) then writes {out}/manifest.jsonl", first
@@ -45,6 +52,20 @@ def test_an_array_leaves_what_local_processes_leave(slurm, songs, straight, tmp_
     )
     # Local processes find nothing left to do.
     assert (run_encode(songs, out).returncode, contents(out)) == (0, straight)
+
+
+def test_too_many_rejects_fail_the_last_job_and_who_waits_for_it(slurm, songs, tmp_path):
+    broken, out = tmp_path / "broken", tmp_path / "codes"
+    shutil.copytree(songs, broken)
+    for number in (0, 3):
+        (broken / str(number) / "mix.flac").write_bytes(b"not audio")
+    done = run_encode(broken, out, *SLURM, "--max-rejected=0.25")
+    line = f"error: {out}: 2 of 5 songs were rejected, a larger share than --max-rejected 0.25; "
+    assert (done.returncode, done.stderr.splitlines()[-1].startswith(line)) == (2, True), done.stderr
+    assert "songs        3 of 5 are encoded\n" in done.stdout and "  audio_unreadable   2\n" in done.stdout
+    log = "".join(path.read_text() for path in (out / "logs" / "finish" / "slurm_logs").iterdir())
+    assert done.stdout in log and line in log
+    assert len(list(read_manifest(out / "manifest.jsonl"))) == 3
 
 
 def test_a_killed_task_is_told_and_the_next_submission_goes_on(slurm, songs, straight, tmp_path):

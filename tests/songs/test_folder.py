@@ -267,9 +267,11 @@ def test_the_verb_prints_a_summary(folder, out):
     assert ran.exit_code == 0
     assert ran.stdout == (
         "songs        1\nhours        0.01\nwith lyrics  1 (0 with times)\nwith stems   0\nwith tags    0\n"
-        "rejected     1\n  audio_unreadable   1\n"
+        f"rejected     1\n  audio_unreadable   1\n  each with its reason: megatron-music rejects {out}\n"
+        f"written      {out}/manifest.jsonl\n"
     )
-    assert ran.stdout.count("\n") == 7
+    ran = CliRunner().invoke(cli.app, ["manifest", str(folder), str(out), "--max-rejected", "0.4"])
+    assert "1 of 2 songs were rejected, a larger share than --max-rejected 0.4" in str(ran.exception)
     shown = CliRunner().invoke(cli.app, ["manifest", "--help"], terminal_width=120)
     assert "[verse]" in shown.stdout and "song.vocals.wav" in shown.stdout
 
