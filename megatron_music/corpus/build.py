@@ -173,10 +173,12 @@ def build_part(part: Part) -> None:
 
 @dataclass
 class _Tally:
-    """What becomes of a part's songs; ``rejects`` hold their fields."""
+    """What becomes of a part's songs; ``rejects`` hold their fields, ``left_out`` counts what documents lack of songs
+    that are used."""
 
     songs_used: int = 0
     rejects: list[tuple[str, ...]] = field(default_factory=list)
+    left_out: dict[str, int] = field(default_factory=dict)
 
 
 def _documents_of_part(part: Part, context: DocumentContext, tally: _Tally) -> Iterator[Document]:
@@ -186,12 +188,15 @@ def _documents_of_part(part: Part, context: DocumentContext, tally: _Tally) -> I
             tally.rejects.append(astuple(replace(made, where=f"{part.source.name}: {made.where}")))
         else:
             tally.songs_used += 1
-            yield from made
+            for document in made:
+                _add(document.left_out, tally.left_out)
+                yield document
 
 
 def _join_parts(plan: BuildSpec, source: SourceSpec, out: Path, prefixes: Sequence[Path]) -> None:
     """Writes the parts one after another as the source; its rejects and its table of songs are in place before."""
     used = rejected = 0
+    left_out: dict[str, int] = {}
     with IndexedWriter(out / source.name, plan.about(source)) as writer, ContentsWriter(out / source.name) as contents:
         for prefix in prefixes:
             part = IndexedSource(prefix)
@@ -199,10 +204,17 @@ def _join_parts(plan: BuildSpec, source: SourceSpec, out: Path, prefixes: Sequen
             writer.extend(part)
             used += part.sidecar["songs_used"]
             rejected += len(part.sidecar["rejects"])
+            _add(part.sidecar.get("left_out", {}), left_out)
         write_rejects(_rejects_path(source, out), _rejects_of_parts(prefixes))
         if not writer.documents:
             raise _nothing_built(plan, source, out)
-        writer.about.update(songs_used=used, songs_rejected=rejected, seconds=contents.seconds)
+        writer.about.update(songs_used=used, songs_rejected=rejected, seconds=contents.seconds, left_out=left_out)
+
+
+def _add(counts: Mapping[str, int], to: dict[str, int]) -> None:
+    for what, count in counts.items():
+        if count:
+            to[what] = to.get(what, 0) + count
 
 
 def _rejects_of_parts(prefixes: Iterable[Path]) -> Iterator[Reject]:

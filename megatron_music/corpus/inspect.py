@@ -141,6 +141,8 @@ def corpus_table(corpus: str | Path) -> str:
         tokens = [tokens_by_group(about)[group] for group in groups]
         rows.append([name, about.get("task", ""), about.get("split", ""), *(f"{n:,}" for n in [*counted, *tokens])])
     lines = [table(rows, left=3)]
+    for name, about in sidecars.items():
+        lines += [f"left out of {name}: {n:,} {what}" for what, n in sorted(about.get("left_out", {}).items())]
     if (corpus / REJECTS).is_file():
         rules = Counter(reject.rule for reject in stream_rejects(corpus / REJECTS))
         lines += [*rejects_by_rule(rules), *where_to_read(corpus, rules.total())] if rules else []

@@ -1,6 +1,6 @@
 """A token document and the pieces it is put together from."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -16,13 +16,16 @@ from megatron_music.vocabulary.vocabulary import CodecRange, Vocabulary
 class Document:
     """Ids, int32 (N,), and the Kind of each, uint8 (N,), that one task makes of one song.
 
-    ``seconds`` is the audio in it; two tracks side by side, or all codebooks of one, count once.
+    Attributes:
+        seconds: the audio in it; two tracks side by side, or all codebooks of one, count once.
+        left_out: what of the song the task did not take, and how often: ``{"segments shorter than 1 s": 2}``.
     """
 
     song_id: str
     ids: np.ndarray
     kinds: np.ndarray
     seconds: float = 0.0
+    left_out: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -89,10 +92,10 @@ class DocumentBuilder:
         """Ids with their kinds as they are."""
         self._append(ids, kinds)
 
-    def build(self, song_id: str, seconds: float) -> Document:
-        """The document, closed by ``<EOD>``, with the seconds of audio in it."""
+    def build(self, song_id: str, seconds: float, left_out: Mapping[str, int] | None = None) -> Document:
+        """The document, closed by ``<EOD>``, with the seconds of audio in it and what it lacks."""
         self.special("<EOD>")
-        return Document(song_id, np.concatenate(self._ids), np.concatenate(self._kinds), seconds)
+        return Document(song_id, np.concatenate(self._ids), np.concatenate(self._kinds), seconds, left_out or {})
 
     def _append(self, ids: np.ndarray, kinds: np.ndarray) -> None:
         self._ids.append(ids)

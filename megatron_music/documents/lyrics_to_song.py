@@ -11,6 +11,7 @@ Two options are for comparison with what YuE's authors left: the codes of the mi
 in the header alone, with the same audio in one span behind it.
 """
 
+from collections import Counter
 from dataclasses import replace
 from typing import Literal, Self
 
@@ -66,7 +67,7 @@ def documents(song: Song, context: DocumentContext, rng: np.random.Generator, op
     """The one document of a song; raises Rejected where it has none."""
     lyrics = usable_lyrics(song, options)
     audio = load_audio(song, context, options, options.tracks)
-    segments = usable_segments(lyrics, audio, options)
+    segments, left_out = usable_segments(lyrics, audio, options)
     builder = DocumentBuilder(context)
     if options.header:
         builder.text(header_text(song, lyrics, rng, options))
@@ -77,7 +78,7 @@ def documents(song: Song, context: DocumentContext, rng: np.random.Generator, op
         append_segments(builder, segments, audio)
     else:
         _append_instructed_segments(builder, segments, audio, rng, options)
-    return [builder.build(song.id, segments_seconds(segments, audio))]
+    return [builder.build(song.id, segments_seconds(segments, audio), left_out)]
 
 
 def header_text(song: Song, lyrics: list[Segment], rng: np.random.Generator, options: LyricsOptions) -> str:
@@ -99,9 +100,14 @@ def usable_lyrics(song: Song, options: LyricsOptions) -> list[Segment]:
     return segments
 
 
-def usable_segments(lyrics: list[Segment], audio: SongAudio, options: LyricsOptions) -> list[Segment]:
-    """The segments that get an audio span; raises Rejected for none, or for one too far outside the codes."""
-    kept = []
+def usable_segments(
+    lyrics: list[Segment], audio: SongAudio, options: LyricsOptions
+) -> tuple[list[Segment], Counter[str]]:
+    """The segments that get an audio span, and why others do not.
+
+    Raises Rejected where none does, or where one lies too far outside the codes.
+    """
+    kept, left_out = [], Counter()
     for index, segment in enumerate(lyrics):
         overhang = segment.end_frame - audio.longest_frames
         if options.max_overhang_frames is not None and overhang > options.max_overhang_frames:
@@ -112,12 +118,14 @@ def usable_segments(lyrics: list[Segment], audio: SongAudio, options: LyricsOpti
             )
         end = min(segment.end_frame, audio.frames)
         if end < segment.end_frame and options.overhang == "drop":
-            continue
-        if end > segment.start_frame and end - segment.start_frame >= audio.frames_per_second * options.min_segment_s:
+            left_out["segments that end behind the codes"] += 1
+        elif end > segment.start_frame and end - segment.start_frame >= audio.frames_per_second * options.min_segment_s:
             kept.append(replace(segment, end_frame=end))
+        else:
+            left_out[f"segments shorter than {options.min_segment_s:g} s"] += 1
     if not kept:
         raise Rejected("no_segments", f"none of the song's {len(lyrics)} segments can be used")
-    return kept
+    return kept, left_out
 
 
 def segments_seconds(segments: list[Segment], audio: SongAudio) -> float:

@@ -60,7 +60,7 @@ def documents(
     lyrics = usable_lyrics(song, options)
     pair = load_pair(song, context, options)
     audio = pair_audio(pair, context)
-    segments = usable_segments(lyrics, audio, options)
+    segments, left_out = usable_segments(lyrics, audio, options)
     ids, kinds, frames = _reference(song, lyrics, pair, context, rng, options)
     header = header_text(song, lyrics, rng, options)
     builder = DocumentBuilder(context)
@@ -72,7 +72,7 @@ def documents(
     if options.order == "reference_first":
         builder.text(header)
     append_segments(builder, segments, audio)
-    return [builder.build(song.id, segments_seconds(segments, audio) + frames / pair.frames_per_second)]
+    return [builder.build(song.id, segments_seconds(segments, audio) + frames / pair.frames_per_second, left_out)]
 
 
 def _reference(

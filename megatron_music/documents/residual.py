@@ -5,6 +5,7 @@
 part ("teacher forcing") or without it.
 """
 
+from dataclasses import replace
 from typing import Annotated
 
 import numpy as np
@@ -45,14 +46,15 @@ def documents(
 ) -> list[Document]:
     """One document for each track with a usable window; raises Rejected where no track has one."""
     codebooks = residual_codebooks(context, options)
-    made = []
+    made, monotonous = [], 0
     for track in options.tracks:
         codes_KT = context.codes(song, track)
         if codes_KT.shape[0] < codebooks:
             detail = f"{track} has {codes_KT.shape[0]} codebooks, fewer than {codebooks}"
             raise Rejected("codes_shape", detail, codes_KT.shape[0])
         checked_rate(song, codes_KT.shape[1], options)
-        windows_NKT = split_windows(codes_KT[:codebooks], options)
+        windows_NKT, too_few = split_windows(codes_KT[:codebooks], options)
+        monotonous += too_few
         if len(windows_NKT):
             builder = DocumentBuilder(context)
             kind = Kind.SPEECH if options.speech else TRACK_KINDS[track]
@@ -62,7 +64,9 @@ def documents(
         raise Rejected(
             "no_windows", f"no {options.window_s:g} s of the song have {options.min_distinct_codes} distinct codes"
         )
-    return made
+    # Counted once a song, as a track without any usable window has no document to say so.
+    left_out = {f"windows of fewer than {options.min_distinct_codes} distinct codes": monotonous}
+    return [replace(made[0], left_out=left_out), *made[1:]]
 
 
 def residual_codebooks(context: DocumentContext, options: ResidualOptions) -> int:
@@ -77,15 +81,16 @@ def residual_codebooks(context: DocumentContext, options: ResidualOptions) -> in
     return codebooks
 
 
-def split_windows(codes_KT: np.ndarray, options: ResidualOptions) -> np.ndarray:
-    """The usable windows (N, K, window) of a track, in order."""
+def split_windows(codes_KT: np.ndarray, options: ResidualOptions) -> tuple[np.ndarray, int]:
+    """The usable windows (N, K, window) of a track, in order, and how many have too few distinct codes."""
     length = round(options.window_s * options.frames_per_second)
     codebooks, frames = codes_KT.shape
     count = frames // length
     windows_NKT = codes_KT[:, : count * length].reshape(codebooks, count, length).transpose(1, 0, 2)
     sorted_NT = np.sort(windows_NKT[:, 0], axis=1)
     distinct_N = 1 + (np.diff(sorted_NT, axis=1) != 0).sum(axis=1)
-    return windows_NKT[distinct_N >= options.min_distinct_codes]
+    usable_N = distinct_N >= options.min_distinct_codes
+    return windows_NKT[usable_N], int((~usable_N).sum())
 
 
 def _window_ids(

@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 import yaml
 from building import FRAMES, SOURCES, contents, rules, song_line, write_lines, write_spec
+from typer.testing import CliRunner
 
+from megatron_music import cli
 from megatron_music.corpus.build import build_corpus
 from megatron_music.corpus.contents import read_contents
 from megatron_music.corpus.indexed import IndexedSource
@@ -94,6 +96,41 @@ def test_a_table_beside_the_tokens_tells_which_song_stands_in_which_document(wor
         # 20 s of a song in all its segments; three windows of 6 s in each of its tracks.
         assert {row["seconds"] for row in rows} == {20.0 if name == "cot" else 18.0}
         assert summary[name]["seconds"] == sum(row["seconds"] for row in rows)
+
+
+def test_what_documents_lack_of_their_songs_is_counted(workspace):
+    lines = [song_line(number) for number in range(4)]
+    for number, spans in ((0, [(0, 500), (500, FRAMES + 9)]), (2, [(0, 49), (49, 98), (98, FRAMES)])):
+        texts = [{"line_content": "la", "codec_frame_start": a, "codec_frame_end": b} for a, b in spans]
+        lines[number]["splitted_lyrics"]["segmented_lyrics"] = texts
+    write_lines(workspace, lines)
+    codes_KT = np.load(workspace / "songs" / "1.mix.npy")
+    codes_KT[0, :600] = 7
+    np.save(workspace / "songs" / "1.mix.npy", codes_KT)
+    codes_KT[0] = 7
+    np.save(workspace / "songs" / "3.mix.npy", codes_KT)
+    summary = build_corpus(write_spec(workspace), workspace / "corpus", processes=2)
+    left_out = {"segments that end behind the codes": 1, "segments shorter than 1 s": 2}
+    assert summary["cot"]["left_out"] == summary["icl"]["left_out"] == left_out
+    assert summary["residual"]["left_out"] == {"windows of fewer than 5 distinct codes": 5}
+    assert summary["mix"]["left_out"] == {}
+    told = [line for line in corpus_table(workspace / "corpus").splitlines() if line.startswith("left out")]
+    assert "left out of cot: 2 segments shorter than 1 s" in told and len(told) == 5
+
+
+def test_a_source_of_which_too_much_is_rejected_is_told_behind_all_else(workspace):
+    (workspace / "songs" / "0.vocals.npy").unlink()
+    write_lines(workspace, [song_line(number) for number in range(4)])
+    spec, out = write_spec(workspace, sources={"mix": SOURCES["mix"], "cot": SOURCES["cot"]}), workspace / "corpus"
+    command = ["build", str(spec), str(out), "--processes", "1"]
+    ran = CliRunner().invoke(cli.app, [*command, "--max-rejected", "0.25"])
+    assert (ran.exit_code, ran.stdout) == (0, corpus_table(out) + "\n")
+    table = ["rejected     1", "  codes_missing      1", f"  each with its reason: megatron-music rejects {out}"]
+    assert ran.stdout.splitlines()[-3:] == table
+    again = CliRunner().invoke(cli.app, [*command, "--max-rejected", "0.2"])
+    assert again.stdout == ran.stdout and str(again.exception).startswith(
+        f"{out}/cot: 1 of 4 songs were rejected, a larger share than --max-rejected 0.2; what was written is whole"
+    )
 
 
 def test_any_number_of_processes_gives_the_same_bytes(workspace):

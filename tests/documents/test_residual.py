@@ -64,6 +64,7 @@ def test_windows_of_little_variety_are_dropped(songs, context):
     song = songs.song(frames=1200, codes={"mix": codes_KT})
     (document,) = _make(song, context, tracks=["mix"])
     assert document.ids.tolist() == _expected(codes_KT, [0, 600, 900], 0)
+    assert document.left_out == {"windows of fewer than 25 distinct codes": 1}
     (document,) = _make(song, context, tracks=["mix"], min_distinct_codes=24)
     assert document.ids.tolist() == _expected(codes_KT, [0, 300, 600, 900], 0)
 
@@ -72,6 +73,7 @@ def test_a_track_without_a_window_gives_no_document(songs, context):
     song = songs.song(frames=600, codes={"vocals": np.zeros((8, 600))})
     mix, accompaniment = _make(song, context)
     assert Kind.MIX in mix.kinds and Kind.ACCOMPANIMENT in accompaniment.kinds
+    assert mix.left_out == {"windows of fewer than 25 distinct codes": 2} and accompaniment.left_out == {}
     with pytest.raises(Rejected, match="no_windows"):
         _make(song, context, tracks=["vocals"])
     with pytest.raises(Rejected, match="no_windows"):
