@@ -33,6 +33,11 @@ if TYPE_CHECKING:
     from megatron_music.training.watchdog import Watchdog
 
 
+_FREE = {"position_limit", "init_std"}
+"""Fields of a network that a branch may change: how far positions reach, and how weights were first drawn, is no part
+of the weights' shape or use."""
+
+
 def train(
     recipe: Recipe,
     processes: int | None = None,
@@ -121,10 +126,9 @@ def check(
     start = start_of_run(recipe, branch_from, origin_of_run(recipe, branch_from, fresh_optimizer))
     if start is not None:
         read_state(start)
-        # How far positions reach, and how weights were first drawn, is no part of the weights' shape or use.
-        free, there = {"position_limit", "init_std"}, read_network(start)
+        there = read_network(start)
         for field, value in recipe.network:
-            if field not in free and getattr(there, field) != value:
+            if field not in _FREE and getattr(there, field) != value:
                 what = f"holds another network than the recipe's: its {field} is {getattr(there, field)}, not {value}"
                 raise InputError(start, what, f"make network.{field} equal")
         read = read_vocabulary(start)
@@ -215,7 +219,7 @@ def _train(
     from megatron_music.training.watchdog import SLOW_TIMES, Beat
 
     folder = RunFolder(recipe.run)
-    from_first(lambda: folder.open(recipe))
+    changed = from_first(lambda: folder.open(recipe))
     newest = newest_whole(folder)
     base, origin = from_first(lambda: _beginning(recipe, folder, branch_from, fresh_optimizer, newest))
     troubles = from_first(lambda: folder.troubles(newest[0] if newest else None))
@@ -238,16 +242,23 @@ def _train(
     callbacks = _callbacks(recipe, folder, log, base, origin)
     callbacks = [Beat(watchdog, "what follows it", SLOW_TIMES), stop, *callbacks, Beat(watchdog, "the next one")]
     trainer = Trainer(recipe, vocabulary, engine, run_stream(recipe), callbacks, recovery)
-    if first_step >= trainer.last_step:
-        log.say(f"{recipe.run} has done all of its {trainer.last_step} steps; nothing is left to train")
+    whole = last_step == trainer.last_step
+    if first_step >= last_step:
+        done = f"all of its {last_step} steps" if whole else f"the {last_step} steps up to --until"
+        log.say(f"{recipe.run} has done {done}; nothing is left to train")
     elif origin is not None and not first_step:
-        log.say(_branch_in_words(recipe, origin))
+        log.say(branch_in_words(recipe, origin))
     elif first_step:
         log.say(f"going on after step {first_step} of {trainer.last_step}, from {checkpoint}")
+    if first_step and changed:
+        log.say(f"changed since this run was last started: {'; '.join(changed)}")
     watchdog.beat("in the first step", SLOW_TIMES)
     steps_done = trainer.run(first_step, last_step)
     watchdog.beat("at the end", SLOW_TIMES)
     log.event(steps_done, ENDED if steps_done == trainer.last_step else STOPPED)
+    if first_step < steps_done == last_step:
+        rest = f"take it: megatron-music export {recipe.run} OUT" if whole else "without --until it goes on"
+        log.say(f"{recipe.run}: {steps_done} of {trainer.last_step} steps are done; {rest}")
     log.close()
     return steps_done
 
@@ -278,9 +289,14 @@ def _beginning(
     return base, origin
 
 
-def _branch_in_words(recipe: Recipe, origin: Origin) -> str:
+def branch_in_words(recipe: Recipe, origin: Origin) -> str:
+    """What a branch begins with, and what of it may surprise."""
     optimizer = "with" if origin.keeps_optimizer else "without"
     text = f"starting from {origin.checkpoint}, {optimizer} its optimizer state"
+    before = read_network(Path(origin.checkpoint))
+    for field in sorted(_FREE):
+        if getattr(before, field) != getattr(recipe.network, field):
+            text += f"; network.{field} is {getattr(recipe.network, field)}, was {getattr(before, field)} there"
     again = reads_again(recipe, origin)
     if again:
         text += (f"; {', '.join(again)} begin with what that run began with: with another `seed` they come in another "

@@ -3,7 +3,7 @@
 import json
 import re
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -149,18 +149,21 @@ class RunFolder:
         """Those that were set aside."""
         return sorted(self.checkpoints.glob(f"{_DAMAGED}step_*"))
 
-    def open(self, recipe: Recipe) -> None:
+    def open(self, recipe: Recipe) -> list[str]:
         """Prepares the folder for ``recipe`` and clears what a killed run left half-written.
+
+        Returns what is not as in the recipe that the folder was opened with before: ``layout.tensor 2, was 1``.
 
         Raises InputError where the folder holds another run.
         """
-        saved = self.path / "recipe.yaml"
+        saved, changed = self.path / "recipe.yaml", []
         if saved.exists():
             before = Recipe.load(saved)
             for field in _FIXED:
                 if getattr(before, field) != getattr(recipe, field):
                     raise InputError(saved, f"this run was started with another `{field}`",
                                      "choose another run folder (--set run=...) or delete this one")  # fmt: skip
+            changed = list(_changes(before.model_dump(mode="json"), recipe.model_dump(mode="json")))
         self.check_corpus(recipe)
         recipe.save(saved)
         write_json(self._sources, _stocks(recipe))
@@ -172,6 +175,7 @@ class RunFolder:
             for leftover in self.checkpoints.glob(".step_*"):
                 shutil.rmtree(leftover)
         self.remove_undone(Troubles.read(self.path))
+        return changed
 
     def troubles(self, newest: Path | None) -> Troubles:
         """Where a run that goes on from ``newest`` stands: with the checkpoint's record, and all of its rollbacks."""
@@ -229,6 +233,15 @@ def _look_at(checkpoint: Path) -> CheckpointState | str | None:
         if checkpoint.is_dir():
             raise
         return None
+
+
+def _changes(before: Any, after: Any, name: str = "") -> Iterator[str]:
+    """The fields that differ, by their whole names."""
+    if isinstance(before, dict) and isinstance(after, dict):
+        for field in {**before, **after}:
+            yield from _changes(before.get(field), after.get(field), f"{name}.{field}" if name else field)
+    elif before != after:
+        yield f"{name} {after}, was {before}"
 
 
 def _stocks(recipe: Recipe) -> dict[str, dict[str, Any]]:

@@ -11,7 +11,7 @@ from megatron_music.engine.processes import launch
 from megatron_music.errors import InputError
 from megatron_music.recipe.recipe import Recipe
 from megatron_music.training.origin import origin_of_run, read_origin, reads_again
-from megatron_music.training.run import check
+from megatron_music.training.run import branch_in_words, check
 from megatron_music.training.run_folder import read_state
 from megatron_music.vocabulary.vocabulary import Vocabulary
 
@@ -79,6 +79,11 @@ def test_what_comes_again_is_told(runs):
     kept, origin = Recipe.load(runs / "kept" / "recipe.yaml"), read_origin(runs / "kept")
     assert reads_again(kept, origin) == []
     assert reads_again(kept.model_copy(update={"seed": 1}), origin) == ["loops"]
+    assert branch_in_words(kept, origin) == f"starting from {origin.checkpoint}, with its optimizer state"
+    network = kept.network.model_copy(update={"position_limit": 999})
+    assert "; network.position_limit is 999, was " in branch_in_words(
+        kept.model_copy(update={"network": network}), origin
+    )
 
 
 def test_a_run_that_began_elsewhere_is_not_mistaken_for_a_branch(runs):

@@ -162,6 +162,10 @@ def test_another_vocabulary_than_the_corpus_is_refused(make_recipe, repository):
 def test_a_run_folder_refuses_another_recipe_and_forgets_what_is_done_again(make_recipe):
     recipe = make_recipe()
     folder = RunFolder(recipe.run)
+    assert folder.open(recipe) == []
+    changed = folder.open(make_recipe(precision="bf16", checkpoints={"every_steps": 6, "keep": 7}))
+    assert {"precision bf16, was fp32", f"checkpoints.keep 7, was {recipe.checkpoints.keep}"} <= set(changed)
+    assert len(changed) == 2 + (recipe.checkpoints.every_steps != 6)
     folder.open(recipe)
     folder.metrics.write_text('{"step": 3, "loss": 1}\n{"step": 4, "lo')
     folder.forget_metrics_after(3, [])
