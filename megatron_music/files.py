@@ -33,7 +33,8 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
 
     The content is flushed to disk before the rename, so that a crash leaves the old file or the new one. The block may
     also create a folder under the yielded name; it then replaces a folder of the final name. A file never takes a
-    folder's place, nor a folder a file's: raises InputError.
+    folder's place, nor a folder a file's: raises InputError. An OSError of the block names this file, see
+    ``naming``.
     """
     path = Path(path)
     make_folder(path.parent)
@@ -41,7 +42,8 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
     workspace = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
     temporary = workspace / path.name
     try:
-        yield temporary
+        with naming(path):
+            yield temporary
         for file in [temporary] if temporary.is_file() else sorted(temporary.rglob("*")):
             if file.is_file():
                 sync(file)
@@ -69,6 +71,18 @@ def make_folder(path: str | os.PathLike) -> Path:
             raise  # a full disk, or a broken one, is no fault of the name
         raise InputError(path, f"can't be made ({error.strerror})", "name a folder that can be written") from None
     return path
+
+
+@contextmanager
+def naming(path: str | os.PathLike) -> Iterator[None]:
+    """Has an OSError of the block name ``path`` where it names no file, or the one that was to be copied there."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None or error.filename2 is not None:
+            error.filename = str(path)
+            del error.filename2
+        raise
 
 
 def sync(path: str | os.PathLike) -> None:

@@ -98,5 +98,5 @@ def test_a_disk_that_takes_no_more_is_one_line(tmp_path):
         preexec_fn=lambda: resource.setrlimit(*limits),
     )  # fmt: skip
     assert (done.returncode, done.stderr.count("\n")) == (1, 1), done.stderr
-    assert done.stderr.startswith("error: ") and "File too large" in done.stderr
+    assert done.stderr.startswith(f"error: {tmp_path / 'out'}/rejects.parquet: ") and "File too large" in done.stderr
     assert not list((tmp_path / "out").glob("*.jsonl"))

@@ -1,6 +1,7 @@
 """Files that are whole or absent, and one reader for all texts."""
 
 import codecs
+import errno
 
 import pytest
 
@@ -143,3 +144,19 @@ def test_json_and_yaml_with_marks(tmp_path):
 def test_json_that_no_reader_takes_is_told(text, message):
     with pytest.raises(InputError, match=f"a.jsonl.*{message}"):
         parse_json(text, "a.jsonl", first_line=7)
+
+
+def test_an_error_of_a_full_disk_names_the_file(tmp_path):
+    with pytest.raises(OSError) as raised, atomic_path(tmp_path / "model.bin"):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    assert raised.value.filename == str(tmp_path / "model.bin")
+    with pytest.raises(OSError) as raised, atomic_path(tmp_path / "copy"):
+        raise OSError(errno.ENOSPC, "No space left on device", "original", None, "copy")
+    assert str(raised.value) == f"[Errno 28] No space left on device: '{tmp_path / 'copy'}'"
+    with pytest.raises(OSError) as raised, atomic_path(tmp_path / "outer"), atomic_path(tmp_path / "inner"):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    assert raised.value.filename == str(tmp_path / "inner")
+    with pytest.raises(OSError) as raised, atomic_path(tmp_path / "model.bin"):
+        (tmp_path / "other").read_bytes()
+    assert raised.value.filename == str(tmp_path / "other")
+    assert not list(tmp_path.iterdir())

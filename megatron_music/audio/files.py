@@ -1,5 +1,6 @@
 """Reading, writing and resampling audio files."""
 
+import errno
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -191,9 +192,13 @@ def write_audio(path: str | os.PathLike, samples: np.ndarray, sample_rate: int, 
     samples_SC = np.atleast_2d(np.asarray(samples, dtype=np.float32)).T
     kept_subtype = subtype if soundfile.check_format(file_format, subtype) else None
     with atomic_path(path) as temporary:
-        with soundfile.SoundFile(
-            temporary, "w", sample_rate, samples_SC.shape[1], subtype=kept_subtype, format=file_format
-        ) as file:
-            # libsndfile's Vorbis encoder overflows its stack on minutes of audio written at once.
-            for start in range(0, len(samples_SC), _WRITE_BLOCK_FRAMES):
-                file.write(samples_SC[start : start + _WRITE_BLOCK_FRAMES])
+        try:
+            with soundfile.SoundFile(
+                temporary, "w", sample_rate, samples_SC.shape[1], subtype=kept_subtype, format=file_format
+            ) as file:
+                # libsndfile's Vorbis encoder overflows its stack on minutes of audio written at once.
+                for start in range(0, len(samples_SC), _WRITE_BLOCK_FRAMES):
+                    file.write(samples_SC[start : start + _WRITE_BLOCK_FRAMES])
+        except soundfile.LibsndfileError as error:
+            # It keeps to itself what the system said, mostly that the disk is full.
+            raise OSError(errno.EIO, f"audio can't be written ({error.error_string.strip('. ')})") from None

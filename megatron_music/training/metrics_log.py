@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from megatron_music.files import naming
 from megatron_music.progress import console
 from megatron_music.recipe.recipe import Recipe
 from megatron_music.training.run_folder import RunFolder
@@ -119,8 +120,10 @@ class MetricsLog:
             name: None if isinstance(value, float) and not math.isfinite(value) else value
             for name, value in values.items()
         }
-        self._file.write(json.dumps({"step": step, "time": round(time.time(), 3), **finite}, allow_nan=False) + "\n")
-        self._file.flush()
+        line = {"step": step, "time": round(time.time(), 3), **finite}
+        with naming(self._folder.metrics):
+            self._file.write(json.dumps(line, allow_nan=False) + "\n")
+            self._file.flush()
 
 
 def _board(folder: Path, step: int) -> "SummaryWriter":
