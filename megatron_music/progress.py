@@ -1,6 +1,7 @@
 """Progress of long work, on standard error so that results can be piped."""
 
 import threading
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
@@ -30,6 +31,27 @@ console = _Log(stderr=True, markup=False, emoji=False, highlight=False, soft_wra
 def track(items: Iterable[T], description: str, total: int | None = None) -> Iterable[T]:
     """Yields ``items`` while drawing a progress bar; silent where standard error is not a terminal."""
     return rich_track(items, description, total=total, console=console, transient=True, disable=not console.is_terminal)
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Keeps the bars and remarks of transformers off the terminal while the block loads a model with it.
+
+    They name no file. Who loads tells what is missing.
+    """
+    from transformers.utils import logging
+
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
 
 
 @contextmanager

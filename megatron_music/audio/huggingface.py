@@ -13,6 +13,7 @@ from megatron_music.audio.codec import checked_codes, codebooks_to_keep, family_
 from megatron_music.audio.xcodec_checkpoint import load_yue_checkpoint
 from megatron_music.errors import InputError
 from megatron_music.files import read_json
+from megatron_music.progress import quiet_transformers
 from megatron_music.weight_folder import WeightFolder, snapshot
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
@@ -219,9 +220,10 @@ def _load_transformers_model(name: str, model_class: type, weights: str | Path) 
     elif not _HUB_NAME.fullmatch(str(weights)):
         raise InputError(weights, "no such file or folder", "check the path, or name a model on the hub as owner/name")
     try:
-        model, report = model_class.from_pretrained(
-            str(weights), local_files_only=local, output_loading_info=True, dtype=torch.float32, **own
-        )
+        with quiet_transformers():
+            model, report = model_class.from_pretrained(
+                str(weights), local_files_only=local, output_loading_info=True, dtype=torch.float32, **own
+            )
     except Exception as error:
         # transformers, the hub and safetensors raise many types here; all of them mean that the weights don't load.
         raise InputError(weights, f"can't be loaded as {name} ({error})", "check the name or the files") from None

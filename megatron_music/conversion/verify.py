@@ -14,7 +14,7 @@ from megatron_music.conversion.weight_files import WeightFiles
 from megatron_music.engine.processes import launch
 from megatron_music.errors import InputError
 from megatron_music.files import write_json
-from megatron_music.progress import track
+from megatron_music.progress import quiet_transformers, track
 from megatron_music.recipe.layout import Layout
 from megatron_music.recipe.recipe import Network, Optimizer, Recipe
 from megatron_music.training.run_folder import read_network, read_vocabulary
@@ -113,14 +113,13 @@ def _megatron_logits(
 
 def _transformers_logits(files: WeightFiles, scratch: Path, ids: np.ndarray, dtype: torch.dtype) -> np.ndarray:
     from transformers import LlamaForCausalLM
-    from transformers.utils import logging
 
-    logging.disable_progress_bar()
     # A folder of our own, so that files of other names, and what `import` tells of config.json, make no difference.
     files.link_into(scratch)
     write_json(scratch / CONFIG, read_config(files.folder) | {"vocab_size": files.describe(EMBEDDING)[0][0]})
     try:
-        network = LlamaForCausalLM.from_pretrained(scratch, dtype=dtype, local_files_only=True).float().eval()
+        with quiet_transformers():
+            network = LlamaForCausalLM.from_pretrained(scratch, dtype=dtype, local_files_only=True).float().eval()
     except (OSError, RuntimeError, ValueError, TypeError) as error:
         what = f"transformers can't load it ({error})"
         raise InputError(files.folder, what, "compare config.json with the recipe's network") from None

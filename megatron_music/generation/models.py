@@ -1,7 +1,6 @@
 """Exported model folders: a Llama network with the vocabulary, the text tokenizer and the codec that belong to it."""
 
 import hashlib
-import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from megatron_music.corpus import fingerprint
 from megatron_music.errors import InputError
 from megatron_music.files import read_json
+from megatron_music.progress import quiet_transformers
 from megatron_music.vocabulary.text import TextTokenizer
 from megatron_music.vocabulary.vocabulary import Vocabulary
 from megatron_music.weight_folder import WeightFolder, snapshot
@@ -112,12 +112,9 @@ class ModelFolder:
         import torch
         from safetensors import SafetensorError
         from transformers import LlamaConfig, LlamaForCausalLM
-        from transformers.utils import logging
 
-        logging.disable_progress_bar()
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
+            with quiet_transformers():
                 model, loaded = LlamaForCausalLM.from_pretrained(
                     self.path,
                     # As everywhere; transformers takes no byte order mark.

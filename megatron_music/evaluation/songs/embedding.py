@@ -9,6 +9,7 @@ import numpy as np
 from megatron_music.audio.files import read_audio
 from megatron_music.errors import InputError
 from megatron_music.files import read_json
+from megatron_music.progress import quiet_transformers
 from megatron_music.songs.annotators.common import HUB_NAME, missing_weights
 from megatron_music.weight_folder import WeightFolder, snapshot
 
@@ -42,7 +43,8 @@ class AudioNetwork:
             WeightFolder.find(weights).for_transformers()
         kind = transformers.AutoModelForAudioClassification if classify else transformers.AutoModel
         try:
-            model, report = kind.from_pretrained(weights, local_files_only=local, output_loading_info=True)
+            with quiet_transformers():
+                model, report = kind.from_pretrained(weights, local_files_only=local, output_loading_info=True)
             self._extractor = transformers.AutoFeatureExtractor.from_pretrained(weights, local_files_only=local)
             self.joint = not classify and hasattr(model, "get_audio_features")
             self._tokenizer: Any = None

@@ -11,6 +11,7 @@ from pydantic import Field, PositiveInt
 
 from megatron_music.errors import InputError
 from megatron_music.files import read_json
+from megatron_music.progress import quiet_transformers
 from megatron_music.songs.annotators import common
 from megatron_music.songs.song import Rejected, Song
 from megatron_music.weight_folder import WeightFolder, snapshot
@@ -183,12 +184,13 @@ def _load(weights: str, device: str) -> tuple:
             raise InputError(where, f"model_type is {found!r}, not qwen2_audio", "name a folder of Qwen2-Audio")
         WeightFolder.find(weights).for_transformers()
     try:
-        model, report = Qwen2AudioForConditionalGeneration.from_pretrained(
-            weights,
-            local_files_only=local,
-            output_loading_info=True,
-            dtype=torch.float32 if device.startswith("cpu") else torch.bfloat16,
-        )
+        with quiet_transformers():
+            model, report = Qwen2AudioForConditionalGeneration.from_pretrained(
+                weights,
+                local_files_only=local,
+                output_loading_info=True,
+                dtype=torch.float32 if device.startswith("cpu") else torch.bfloat16,
+            )
         processor = Qwen2AudioProcessor.from_pretrained(weights, local_files_only=local)
     except Exception as error:
         # transformers, the hub and safetensors raise many types here; all of them mean that the weights don't load.
