@@ -32,7 +32,7 @@ def songbook(
     """Render the public-domain songs to vocals, accompaniment, mix and a manifest."""
     from megatron_music.songs.songbook import render_songbook
 
-    render_songbook(source, out, takes=takes, seed=seed, processes=processes)
+    typer.echo(render_songbook(source, out, takes=takes, seed=seed, processes=processes))
 
 
 @app.command(epilog="Example: megatron-music manifest recordings songs --source home --licence CC0")
@@ -73,7 +73,7 @@ def tokenizer(
     from megatron_music.documents.texts import texts_of_manifest
     from megatron_music.vocabulary.text import train_text_tokenizer
 
-    train_text_tokenizer(texts_of_manifest(manifest), out, size)
+    typer.echo(train_text_tokenizer(texts_of_manifest(manifest), out, size))
 
 
 @app.command(epilog="Example: megatron-music encode songs/manifest.jsonl codes --codec xcodec --weights FOLDER")

@@ -43,7 +43,7 @@ def model(
     out: Annotated[Path | None, typer.Option(help="JSON file to write.", show_default="print")] = None,
 ) -> None:
     """Measure a model: losses, validity, variety and copies in free samples, and what its layers know of clips."""
-    from megatron_music.evaluation.model_evaluation import ModelRequest, model_evaluation
+    from megatron_music.evaluation.model_evaluation import ModelRequest, model_evaluation, summary
 
     request = ModelRequest(
         train, held_out, trained_on or (), reference, index, songs or (), probes, codec_weights, device, positions, seed
@@ -53,7 +53,7 @@ def model(
         typer.echo(json.dumps(found.model_dump(mode="json"), indent=2))
     else:
         found.write(out)
-        typer.echo(f"written: {out}")
+        typer.echo(f"{summary(found)}\nwritten: {out}")
 
 
 @evaluate.command(epilog="Example: megatron-music evaluate songs runs/a/songs runs/b/songs --out evaluation")

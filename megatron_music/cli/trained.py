@@ -54,9 +54,11 @@ def export(
 ) -> None:
     """Write a checkpoint as a Hugging Face Llama folder, its adapters as one for peft, or its weights alone."""
     from megatron_music.conversion.export import export_checkpoint
+    from megatron_music.conversion.written import written_in_words
 
     options = {"dtype": dtype, "corpus": corpus, "adapters": adapters, "base": base, "form": form, "rows": rows}
     verified = export_checkpoint(checkpoint, out, **options, verify=verify, say=_say)
+    typer.echo(written_in_words(out))
     if verified:
         typer.echo(verified)
 
@@ -76,8 +78,10 @@ def import_(
 ) -> None:
     """Write a network from elsewhere as a checkpoint that training goes on from, on any layout."""
     from megatron_music.conversion.imports import import_network
+    from megatron_music.conversion.written import written_in_words
 
     verified = import_network(folder, out, recipe, vocabulary, tokenizer, verify, _say)
+    typer.echo(written_in_words(out))
     if verified:
         typer.echo(verified)
 
@@ -131,7 +135,7 @@ def generate(
     guidance_after: Annotated[float, typer.Option(min=0.0, help="Guidance of the other sections.")] = 1.2,
 ) -> None:
     """Sing lyrics, or tags alone, with two models: vocals, accompaniment and mix."""
-    from megatron_music.generation.generate import Prompt
+    from megatron_music.generation.generate import Prompt, song_in_words
     from megatron_music.generation.generate import generate as generate_songs
     from megatron_music.generation.sampling import SamplingSettings
     from megatron_music.generation.song import Models
@@ -153,7 +157,8 @@ def generate(
         guidance_rest=guidance_after,
     )
     form = {"songs": songs, "loudness_lufs": loudness, "file_format": file_format, "known_tags": known_tags}
-    generate_songs(out, models, asked, settings, **form, say=_say)
+    for folder in generate_songs(out, models, asked, settings, **form, say=_say):
+        typer.echo(song_in_words(folder))
 
 
 @app.command(epilog="Example: megatron-music demo --stage1 hf1 --stage2 hf2 --known-tags top_200_tags.json")

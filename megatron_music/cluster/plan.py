@@ -60,12 +60,14 @@ class Plan:
     Attributes:
         stocks: what the corpus holds of every source; None without a corpus.
         shares: of every phase's tokens, by source, or by those that only the corpus tells apart.
+        parameters: of the whole model; None where its vocabulary file is not there.
         fault: what stops the run, if anything does: told after all the rest.
     """
 
     recipe: Recipe
     stocks: Mapping[str, Stock] | None
     shares: Sequence[Shares]
+    parameters: Parameters | None
     lessons: list[Lesson] = field(default_factory=list)
     cluster: Cluster | None = None
     fault: InputError | None = None
@@ -101,17 +103,19 @@ def make_plan(
         except InputError as error:
             fault = error
     lessons = forgotten_lessons(recipe, shares)
+    there = recipe.vocabulary.is_file()
+    parameters = whole_parameters(recipe, Vocabulary.load(recipe.vocabulary).padded_size) if there else None
     if gpus is None:
         if ranks:
             raise InputError("--rank", "is given without --gpus", "say on how many GPUs")
-        return Plan(recipe, stocks, shares, lessons, fault=fault)
+        return Plan(recipe, stocks, shares, parameters, lessons, fault=fault)
     if not 0 < mfu <= 1:
         raise InputError("--mfu", f"{mfu:g} is no share of the peak", "give one above 0 and at most 1, such as 0.4")
     outside = next((rank for rank in ranks or () if not 0 <= rank < gpus), None)
     if outside is not None:
         raise InputError("--rank", f"{outside} is no process of {gpus}", f"choose from 0 to {gpus - 1}")
     cluster = _plan_cluster(recipe, gpus, gpu_named(gpu), mfu, ranks, build)
-    return Plan(recipe, stocks, shares, lessons, cluster, cluster.fault or fault)
+    return Plan(recipe, stocks, shares, parameters, lessons, cluster, cluster.fault or fault)
 
 
 def _plan_cluster(recipe: Recipe, gpus: int, gpu: Gpu, mfu: float, ranks: Sequence[int] | None, build: bool) -> Cluster:

@@ -1,14 +1,15 @@
 """A plan as text in sections, and as JSON."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from megatron_music.cluster.forecast import PhaseTime, bubble
 from megatron_music.cluster.layouts import RULE, USABLE, Proposal, fits
-from megatron_music.cluster.plan import Cluster, Plan
+from megatron_music.cluster.parameters import Parameters
+from megatron_music.cluster.plan import Cluster, Plan, Rank
 from megatron_music.cluster.recipe_tables import group_table, mixture_table, phase_table
 from megatron_music.recipe.gpus import GiB
 from megatron_music.recipe.layout import Layout
@@ -49,6 +50,10 @@ def sections(plan: Plan) -> Iterator[str]:
     yield _section("Warnings", _lessons(plan))
     if plan.cluster is not None:
         yield from _cluster_sections(recipe, plan.cluster)
+    elif plan.parameters is not None:
+        yield _section("Parameters", _parameters(plan.parameters))
+    else:
+        yield _section("Parameters", f"not counted: there is no vocabulary at {recipe.vocabulary}")
 
 
 def summary(recipe: Recipe) -> str:
@@ -70,7 +75,7 @@ def _lessons(plan: Plan) -> str:
 def _cluster_sections(recipe: Recipe, cluster: Cluster) -> Iterator[str]:
     on = f"{cluster.gpus:,} {cluster.gpu.name}"
     yield _section(f"Layout on {on}", _layout(recipe, cluster))
-    yield _section("Parameters", _parameters(cluster))
+    yield _section("Parameters", _parameters(cluster.parameters, cluster.ranks))
     if cluster.ranks:
         heading = f"Memory by rank, GiB of {cluster.gpu.name}'s {cluster.gpu.memory_bytes / GiB:.0f}"
         yield _section(heading, _memory(recipe, cluster))
@@ -109,16 +114,15 @@ def _layout_words(layout: Layout) -> str:
     return ", ".join([*parts, f"recompute {layout.recompute}"])
 
 
-def _parameters(cluster: Cluster) -> str:
-    whole = cluster.parameters
-    rows = [["part", "whole model", *(f"rank {rank.rank}" for rank in cluster.ranks)]]
+def _parameters(whole: Parameters, ranks: Sequence[Rank] = ()) -> str:
+    rows = [["part", "whole model", *(f"rank {rank.rank}" for rank in ranks)]]
     for part, count in whole.by_part.items():
         if count:
             rows.append([part.replace("_", " "), f"{count:,}",
-                         *(f"{rank.parameters.by_part[part]:,}" for rank in cluster.ranks)])  # fmt: skip
-    rows.append(["all", f"{whole.total:,}", *(f"{rank.parameters.total:,}" for rank in cluster.ranks)])
+                         *(f"{rank.parameters.by_part[part]:,}" for rank in ranks)])  # fmt: skip
+    rows.append(["all", f"{whole.total:,}", *(f"{rank.parameters.total:,}" for rank in ranks)])
     if whole.trained != whole.total:
-        rows.append(["trained", f"{whole.trained:,}", *(f"{rank.parameters.trained:,}" for rank in cluster.ranks)])
+        rows.append(["trained", f"{whole.trained:,}", *(f"{rank.parameters.trained:,}" for rank in ranks)])
     return table(rows)
 
 
@@ -204,6 +208,7 @@ def as_json(plan: Plan) -> dict[str, Any]:
         "recipe": recipe.name,
         "steps": spans[-1].last_step,
         "tokens": spans[-1].last_token,
+        "parameters": None if plan.parameters is None else plan.parameters.total,
         "phases": [
             {
                 "name": span.phase.name,

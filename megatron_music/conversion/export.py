@@ -19,7 +19,7 @@ from megatron_music.corpus.blend import read_stocks, token_shares
 from megatron_music.engine.integrity import require_whole
 from megatron_music.errors import InputError
 from megatron_music.files import atomic_path, read_json, write_json
-from megatron_music.progress import track
+from megatron_music.progress import console, track
 from megatron_music.recipe.recipe import Network, Recipe
 from megatron_music.training.base import base_of, holds_adapters
 from megatron_music.training.origin import read_origin, rows_that_came
@@ -72,6 +72,7 @@ class Trained:
         newest, folders = run.newest_checkpoint(), run.step_folders()
         if newest is not None:
             checkpoint = newest[0]
+            console.print(f"{run.path}: taking {checkpoint.name}, its latest checkpoint")
         elif folders:
             checkpoint = folders[-1]  # it is told to be damaged, and why
         state = read_state(checkpoint)

@@ -4,15 +4,22 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from megatron_music.documents import lyrics_to_song, speech, unconditional
+from megatron_music.progress import console
 from megatron_music.songs.manifest import read_manifest
 from megatron_music.songs.song import Reject, Song
 
 
 def texts_of_manifest(manifest: str | Path) -> Iterator[str]:
-    """Instructions, tags, lyrics, marks and plain texts of every line that documents may hold; rejects are left out."""
+    """Instructions, tags, lyrics, marks and plain texts of every line that documents may hold; tells of rejects."""
+    rejects = []
     for song in read_manifest(manifest):
-        if not isinstance(song, Reject):
+        if isinstance(song, Reject):
+            rejects.append(song)
+        else:
             yield from texts_of_song(song)
+    if rejects:
+        first = f"{rejects[0].where}: {rejects[0].rule}, {rejects[0].detail}"
+        console.print(f"left out: {len(rejects):,} lines that are no song, the first {first}")
 
 
 def texts_of_song(song: Song) -> Iterator[str]:

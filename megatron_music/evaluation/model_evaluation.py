@@ -15,8 +15,10 @@ from megatron_music.evaluation.memorisation.samples import Track, tracks_of_song
 from megatron_music.evaluation.model import Effort, evaluate_model
 from megatron_music.evaluation.probing import probes as probing
 from megatron_music.evaluation.probing.probes import ProbeSet
+from megatron_music.evaluation.report.tables import heading, measure_rows
 from megatron_music.evaluation.result import Evaluation, Measure, Missing, SystemResult, register
 from megatron_music.generation.models import ModelFolder, check_device, refuse_stage_2
+from megatron_music.tables import table
 from megatron_music.vocabulary.vocabulary import CodecRange
 
 MEASURES = {
@@ -128,6 +130,14 @@ def model_evaluation(model: str | Path, request: ModelRequest) -> Evaluation:
         numbers |= probing.measures_of(found["probes"])
     name = "/".join(Path(model).resolve().parts[-2:])
     return Evaluation.of([SystemResult(name=name, measures=numbers, model=found)], missing)
+
+
+def summary(evaluation: Evaluation) -> str:
+    """The measures of the model with their intervals, and what is missing, for a terminal."""
+    [system] = evaluation.systems
+    rows = [["", system.name]]
+    rows += [[heading(row.measure), row.cells[system.name].words] for row in measure_rows(evaluation)]
+    return "\n".join([table(rows), *evaluation.missing_in_words()])
 
 
 def _songs(folders: Sequence[Path], codec: CodecRange) -> tuple[list[Track], list[str]]:

@@ -226,6 +226,11 @@ class Evaluation(_Part):
         measures = {name: measure for name, measure in _REGISTERED.items() if name in used}
         return cls(measures=measures, systems=list(systems), missing=missing, listening=listening)
 
+    def missing_in_words(self) -> list[str]:
+        """A line for each measure that was not taken: why, and what to do to have it."""
+        titles = {name: measure.title for name, measure in self.measures.items()}
+        return [f"missing: {titles.get(one.measure, one.measure)}: {one.why}; {one.how}" for one in self.missing]
+
     @classmethod
     def read(cls, path: str | Path) -> "Evaluation":
         """Reads a file, or the ``evaluation.json`` of a folder; folders of systems come back absolute.

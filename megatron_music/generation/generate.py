@@ -1,5 +1,6 @@
 """The verb `generate`: files and options to requests, songs to folders."""
 
+import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -15,6 +16,8 @@ from megatron_music.generation.sampling import SamplingSettings
 from megatron_music.generation.song import FORMATS, Models, Studio
 
 MOST_SONGS = 64
+_HEARD_LU = 0.1
+"""A loudness that is missed by no more is reached."""
 
 
 @dataclass(frozen=True)
@@ -94,6 +97,27 @@ def generate(
     for recording, folder in zip(recordings, outs, strict=True):
         recording.write(folder, file_format)
     return outs
+
+
+def song_in_words(folder: Path) -> str:
+    """A song that was written, in a line: its length, and what in it is not as the model or the prompt had it."""
+    record = read_json(folder / "song.json")
+    sections, asked = record["segments"], max(1, len(record["request"]["lyrics"]))
+    most = record["settings"]["max_new_tokens"]
+    sung = range(len(record["request"]["past"]), len(sections))
+    period = 1 if record["request"]["tracks"] == "mix" and not record["request"]["lyrics"] else 2
+    cut = [str(number + 1) for number in sung if len(sections[number]["audio"]) >= most // period * period]
+    parts = [f"{folder}: {record['duration_s']:.1f} s, {len(sections)} of {asked} sections"]
+    if cut:
+        noun = "section" if len(cut) == 1 else "sections"
+        parts.append(f"{noun} {', '.join(cut)} cut at --max-tokens {most}")
+    if record["gain"] < 1 and record["target_lufs"] is None:
+        parts.append(f"turned down by {-20 * math.log10(record['gain']):.1f} dB, as it would have clipped")
+    if record["target_lufs"] is not None and record["loudness_lufs"] is not None:
+        short = record["target_lufs"] - record["loudness_lufs"]
+        if short > _HEARD_LU:
+            parts.append(f"{record['loudness_lufs']:.1f} LUFS, as it would have clipped at {record['target_lufs']:g}")
+    return "; ".join(parts)
 
 
 def _folders(out: Path, songs: int, file_format: str) -> list[Path]:

@@ -48,8 +48,9 @@ class SungLine:
     end: int
 
 
-def render_songbook(source: Path, out: Path, takes: int = 1, seed: int = 0, processes: int | None = None) -> None:
-    """Renders every ``*.abc`` of ``source`` to ``out/ID.tN/{mix,vocals,instrumental}.flac`` and ``out/manifest.jsonl``.
+def render_songbook(source: Path, out: Path, takes: int = 1, seed: int = 0, processes: int | None = None) -> str:
+    """Renders every ``*.abc`` of ``source`` to ``out/ID.tN/{mix,vocals,instrumental}.flac`` and ``out/manifest.jsonl``;
+    returns in a line what is there then.
 
     A recording's line of the manifest lies beside it too, as ``song.json``, by which `manifest` and `evaluate songs`
     know its words and its tags.
@@ -80,6 +81,9 @@ def render_songbook(source: Path, out: Path, takes: int = 1, seed: int = 0, proc
         if not beside.is_file():
             write_manifest(beside, [song])
     write_manifest(out / "manifest.jsonl", written)
+    hours = sum(song.duration_s for song in written) / 3600
+    return (f"{out / 'manifest.jsonl'}: {len(written):,} recordings of {len(paths):,} songs, {hours:,.2f} hours, "
+            f"{len(missing):,} of them made now")  # fmt: skip
 
 
 def _checked(path: Path) -> AbcSong:

@@ -117,8 +117,10 @@ class TextTokenizer:
             )
 
 
-def train_text_tokenizer(texts: Iterable[str], out: Path, size: int) -> None:
+def train_text_tokenizer(texts: Iterable[str], out: Path, size: int) -> str:
     """Trains a byte-pair SentencePiece model of at most ``size`` pieces on ``texts`` and writes it to ``out``.
+
+    Returns in a line what it has become.
 
     The same texts in the same order give the same file. Nothing is normalised and characters that are too rare for a
     piece are spelled in bytes, so that every text can be encoded and comes back as it was. Where the texts do not
@@ -131,7 +133,8 @@ def train_text_tokenizer(texts: Iterable[str], out: Path, size: int) -> None:
         raise InputError(out, "there is no text to train a tokenizer on", "give it songs with lyrics or tags")
     if size < FIXED_PIECES + 8:
         raise InputError(out, f"{size} text ids are too few", f"ask for at least {FIXED_PIECES + 8} (--size)")
-    lines = _without_rare_characters(lines, (size - FIXED_PIECES) // 2)
+    count, rare = len(lines), _rare_characters(lines, (size - FIXED_PIECES) // 2)
+    lines = _without(rare, lines)
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(lines),
@@ -158,13 +161,21 @@ def train_text_tokenizer(texts: Iterable[str], out: Path, size: int) -> None:
     )
     with atomic_path(out) as temporary:
         temporary.write_bytes(model.getvalue())
+    pieces = sentencepiece.SentencePieceProcessor(model_proto=model.getvalue()).get_piece_size()
+    spelled = f"; spelled in bytes, {len(rare):,} rare characters: {''.join(rare[:20])}" if rare else ""
+    return f"{out}: {pieces:,} pieces of at most {size:,}, learned from {count:,} lines{spelled}"
 
 
-def _without_rare_characters(lines: list[str], most: int) -> list[str]:
-    """The lines, cut at every character that is not among the ``most`` frequent ones: those are spelled in bytes."""
-    counts = Counter(character for line in lines for character in line)
-    if len(counts) <= most:
+def _rare_characters(lines: list[str], most: int) -> list[str]:
+    """The characters that are not among the ``most`` frequent ones, the more frequent first."""
+    return [character for character, _ in Counter(character for line in lines for character in line).most_common()][
+        most:
+    ]
+
+
+def _without(rare: list[str], lines: list[str]) -> list[str]:
+    """The lines, cut at every character that is to be spelled in bytes."""
+    if not rare:
         return lines
-    rare = set(counts) - {character for character, _ in counts.most_common(most)}
     blanks = str.maketrans(dict.fromkeys(rare, NEWLINE))
     return [part for line in lines for part in line.translate(blanks).split(NEWLINE) if part.strip()]

@@ -1,6 +1,7 @@
 """``plan``: what it prints with and without a corpus."""
 
 import json
+from pathlib import Path
 
 import pytest
 import yaml
@@ -45,6 +46,12 @@ def test_a_plan_without_a_corpus_has_phases_and_exact_shares(recipe_file):
     assert heading == "yue_0.5b: 11,127 steps, 70.01B tokens, seed 1"
     assert cells(phases)[1] == ["warm-up", "0", "to", "0.0003,", "linear", "1-1,510", "9.5B", "8,192", "768"]
     assert cells(phases)[4][-4:] == ["11,001-11,127", "799M", "16,384", "384"]
+    assert cells(list(sections(make_plan(recipe)))[-1])[-1] == [
+        "all",
+        f"{parameters_of_stage(recipe, 83_968, 0).total:,}",
+    ]
+    unknown = make_plan(recipe.model_copy(update={"vocabulary": Path("/nowhere.yaml")}))
+    assert list(sections(unknown))[-1].endswith("not counted: there is no vocabulary at /nowhere.yaml")
     assert list(sections(make_plan(recipe)))[2].startswith("Mixture, by tokens (no corpus at /nowhere: shares alone)\n")
     rows = cells(mixture)[1:]
     assert ["warm-up", "lyrics_to_song_en_zh", "29/44", "65.91%", "tokens"] in rows

@@ -37,6 +37,13 @@ def system(name="ours", folder="/songs/ours", **values):
     return SystemResult(name=name, folder=folder, songs=songs, **values)
 
 
+def test_what_is_missing_is_told_by_its_title_where_it_has_one():
+    found = Evaluation.of([], [Missing(measure="word_error_rate", why="no ears", how="--recogniser")])
+    assert found.missing_in_words() == ["missing: word error rate: no ears; --recogniser"]
+    unnamed = Evaluation.of([], [Missing(measure="copying", why="no source", how="--reference")])
+    assert unnamed.missing_in_words() == ["missing: copying: no source; --reference"]
+
+
 @pytest.fixture
 def evaluation():
     songs = system(

@@ -15,6 +15,8 @@ from megatron_music.audio.files import resample, write_audio
 from megatron_music.audio.loudness import integrated_loudness
 from megatron_music.cli import app
 from megatron_music.errors import InputError
+from megatron_music.files import write_json
+from megatron_music.generation.generate import song_in_words
 from megatron_music.generation.reference import read_past
 from megatron_music.generation.request import SongRequest, Stopped, Watch
 from megatron_music.generation.sampling import SamplingSettings
@@ -208,6 +210,28 @@ def test_several_songs_at_once_are_those_of_their_seeds(prompt):
         generate(**prompt, songs=0)
 
 
+def test_what_a_song_lacks_is_told(tmp_path):
+    def told(**changes) -> str:
+        sections = [{"audio": [0] * count} for count in changes.pop("tokens", (1000, 2998, 998))]
+        record = {"segments": sections, "request": {"lyrics": ["a", "b", "c", "d"], "past": [], "tracks": "dual"},
+                  "settings": {"max_new_tokens": 2999}, "duration_s": 60.0, "gain": 1.0, "target_lufs": None,
+                  "loudness_lufs": -20.0}  # fmt: skip
+        write_json(tmp_path / "song.json", record | changes)
+        return song_in_words(tmp_path).removeprefix(f"{tmp_path}: ")
+
+    assert told(tokens=(1000, 2996)) == "60.0 s, 2 of 4 sections"
+    assert told() == "60.0 s, 3 of 4 sections; section 2 cut at --max-tokens 2999"
+    alone = {"lyrics": [], "past": [], "tracks": "mix"}
+    assert told(tokens=(2998,), request=alone) == "60.0 s, 1 of 1 sections"
+    assert "; section 1 cut at" in told(tokens=(2999,), request=alone)
+    past = {"lyrics": ["a", "b"], "past": [{}], "tracks": "dual"}
+    assert told(tokens=(2998, 10), request=past) == "60.0 s, 2 of 2 sections"
+    assert told(gain=0.5, tokens=(10,)).endswith("; turned down by 6.0 dB, as it would have clipped")
+    assert told(gain=0.5, tokens=(10,), target_lufs=-20.05) == "60.0 s, 1 of 4 sections"
+    assert told(tokens=(10,), target_lufs=-9.0).endswith("; -20.0 LUFS, as it would have clipped at -9")
+    assert told(tokens=(10,), target_lufs=-9.0, loudness_lufs=None) == "60.0 s, 1 of 4 sections"
+
+
 @pytest.mark.parametrize("file_format, subtype", [("wav", "PCM_24"), ("flac", "PCM_24"), ("mp3", "MPEG_LAYER_III")])
 def test_formats_and_loudness(prompt, file_format, subtype):
     generate(**prompt, file_format=file_format, loudness_lufs=-30.0)
@@ -379,6 +403,7 @@ def test_the_verb_sings_hints_and_ends_in_one_line(prompt, tmp_path):
     assert result.exit_code == 0, result.output
     hint = "hint: tags: 'female' is not among the known ones; did you mean 'female vocal'?\n"
     assert result.stderr == hint
+    assert result.stdout == song_in_words(prompt["out"]) + "\n"
     assert record_of(prompt["out"])["settings"]["max_new_tokens"] == 30
     again = CliRunner().invoke(app, ["generate", str(tmp_path / "again"), "--repeat", str(prompt["out"] / "song.json")])
     assert again.exit_code == 0, again.output

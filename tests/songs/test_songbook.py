@@ -159,7 +159,7 @@ def test_only_what_is_missing_or_changed_is_rendered(small_book, rendered):
     damaged = rendered / "frere_jacques.t1" / "recording.json"
     damaged.write_text("{}")
     digest = digests(rendered / "yankee_doodle.t0")
-    render_songbook(small_book, rendered, takes=2, processes=1)
+    assert render_songbook(small_book, rendered, takes=2, processes=1).endswith(" hours, 2 of them made now")
     after = {path: path.stat().st_mtime_ns for path in rendered.rglob("*.flac")}
     rendered_again = {path.parent.name for path in after if after[path] != before.get(path)}
     assert rendered_again == {"yankee_doodle.t1", "frere_jacques.t1"}

@@ -97,6 +97,16 @@ def test_newline_is_one_piece(small):
     assert small.piece(newline[0]) == "\n"
 
 
+def test_a_model_is_told_with_what_it_spells_in_bytes(tmp_path):
+    told = train_text_tokenizer(SONGS, tmp_path / "model", 400)
+    lines = sum(bool(line.strip()) for text in SONGS for line in text.split("\n"))
+    assert told == f"{tmp_path / 'model'}: 400 pieces of at most 400, learned from {lines} lines"
+    told = train_text_tokenizer(["aabbccddeeff", "gx"], tmp_path / "model", 277)
+    assert told.endswith("pieces of at most 277, learned from 2 lines")
+    told = train_text_tokenizer(["aabbccddeeffhh", "gxy"], tmp_path / "model", 277)
+    assert told.endswith("; spelled in bytes, 2 rare characters: xy")
+
+
 def test_the_same_text_gives_the_same_model(tmp_path):
     for name in ("first", "second"):
         train_text_tokenizer(iter(SONGS), tmp_path / name, 400)

@@ -90,7 +90,7 @@ def summary(evaluation: Evaluation) -> str:
         cells = [row.cells[name].words if name in row.cells else "-" for name in names]
         rows.append([heading(row.measure), *cells])
     lines = [table(rows), "median [quartiles] of songs", AUTOMATIC]
-    lines += [f"missing: {evaluation.measures[one.measure].title}: {one.why}; {one.how}" for one in evaluation.missing]
+    lines += evaluation.missing_in_words()
     problems = [
         f"{system.name}/{song.name}: {text}"
         for system in evaluation.systems
