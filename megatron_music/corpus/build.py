@@ -17,7 +17,7 @@ import numpy as np
 from megatron_music.corpus import fingerprint
 from megatron_music.corpus.contents import ContentsWriter, read_contents
 from megatron_music.corpus.curation import leave_out_near_duplicates
-from megatron_music.corpus.indexed import IndexedSource, IndexedWriter, prefix_file
+from megatron_music.corpus.indexed import IndexedSource, IndexedWriter, prefix_file, source_names
 from megatron_music.corpus.song_documents import (
     CODEC,
     TOKENIZER,
@@ -33,7 +33,7 @@ from megatron_music.documents.tasks import TASKS
 from megatron_music.errors import InputError
 from megatron_music.files import atomic_path, read_json
 from megatron_music.parallel import Workers
-from megatron_music.progress import track
+from megatron_music.progress import console, track
 from megatron_music.songs.manifest import stream_rejects, write_rejects
 from megatron_music.songs.rejects import REJECTS, all_rejected, refuse_too_many
 from megatron_music.songs.song import Reject, Song
@@ -76,7 +76,11 @@ def build_corpus(spec: str | Path, out: str | Path, processes: int | None = None
             _write_rejects_of_all(plan, out)
         for leftover in (out / _WORK).glob("*.parts"):
             shutil.rmtree(leftover)
-    return {source.name: read_json(out / f"{source.name}.json") for source in plan.sources}
+    built = {source.name: read_json(out / f"{source.name}.json") for source in plan.sources}
+    others = [name for name in source_names(out) if name not in built]
+    if others:
+        console.print(f"{out} also holds {', '.join(others)}, of earlier builds, which {plan.path} does not name")
+    return built
 
 
 def refuse_too_many_rejects(sources: Mapping[str, Mapping[str, Any]], out: str | Path, most_rejected: float) -> None:
@@ -90,9 +94,7 @@ def _prepare(plan: BuildSpec, out: Path) -> None:
     """Puts the vocabulary, tokenizer and codec in place and takes outdated sources out of sight."""
     names = {source.name for source in plan.sources}
     outdated = []
-    for sidecar in sorted(out.glob("*.json")):
-        if not prefix_file(sidecar.with_suffix(""), ".bin").is_file():
-            continue
+    for sidecar in (prefix_file(out / name, ".json") for name in source_names(out)):
         about = read_json(sidecar)
         differing = [key for key, value in plan.identity().items() if about.get(key) != value]
         if differing and sidecar.stem not in names:

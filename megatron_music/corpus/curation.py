@@ -43,7 +43,7 @@ from megatron_music.documents.document import DocumentContext
 from megatron_music.errors import InputError
 from megatron_music.files import atomic_path
 from megatron_music.parallel import Workers
-from megatron_music.progress import track
+from megatron_music.progress import console, track
 from megatron_music.songs.manifest import manifest_field, read_manifest
 from megatron_music.songs.song import Reject, Rejected, Song
 
@@ -222,6 +222,9 @@ def _choose(plan: BuildSpec, folder: Path) -> list[tuple]:
     left_out = greedy_choice(pairs, lambda first, second: ids[first] != ids[second] and not opted_out_N[second])
     manifests = [str(path) for path in plan.surveys]
     manifest_of = songs["manifest"].to_numpy()[order_N]
+    songs_in_all = sum(sum(survey.songs.values()) for survey in plan.surveys.values())
+    console.print(f"near-duplicates: {len(left_out):,} of {count:,} songs compared are left out; the other "
+                  f"{songs_in_all - count:,} lines have no use, or too few codes of the {options.track}")  # fmt: skip
     rows = []
     for second in sorted(left_out, key=order_N.__getitem__):
         first, similarity = left_out[second]

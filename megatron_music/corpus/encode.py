@@ -163,6 +163,7 @@ def _prepare_codec(manifest: Path, out: Path, settings: Settings, songs: int) ->
     if settings.codec == EMBEDDED and settings.weights is None:
         from megatron_music.audio.embedded import EmbeddedCodec
 
+        console.print("no --weights are named: fitting a small codec to the songs, to try everything, not to publish")
         excerpts = _fit_excerpts(manifest, songs, settings.seed, EmbeddedCodec.sample_rate)
         codec = EmbeddedCodec.fit(
             track(excerpts, "fitting a codec"), settings.codebooks, settings.codebook_size, settings.seed
@@ -187,7 +188,7 @@ def _fit_excerpts(manifest: Path, songs: int, seed: int, sample_rate: int) -> It
         for name in song.audio
     ]
     most = int(sample_rate * max(FIT_SECONDS / max(len(paths), 1), FIT_EXCERPT_SECONDS))
-    failure = "no song names any"
+    failure = "no song names any" if songs else "there is no line in it"
     found = False
     for number, path in enumerate(paths):
         try:

@@ -29,6 +29,11 @@ _COPY_BYTES = 1 << 20
 _SUFFIXES = (".bin", ".idx", ".kind", ".json")
 
 
+def source_names(corpus: str | Path) -> list[str]:
+    """The finished sources in a folder."""
+    return sorted(path.stem for path in Path(corpus).glob("*.json") if path.with_suffix(".bin").is_file())
+
+
 def prefix_file(prefix: str | os.PathLike, suffix: str) -> Path:
     """``PREFIX`` with ``suffix`` appended; a dot in the prefix stays (``v1.5`` becomes ``v1.5.bin``)."""
     return Path(f"{os.fspath(prefix)}{suffix}")

@@ -9,7 +9,7 @@ import numpy as np
 
 from megatron_music.corpus.build import TOKENIZER, VOCABULARY
 from megatron_music.corpus.contents import read_songs_of_document
-from megatron_music.corpus.indexed import IndexedSource
+from megatron_music.corpus.indexed import IndexedSource, source_names
 from megatron_music.errors import InputError
 from megatron_music.songs.manifest import stream_rejects
 from megatron_music.songs.rejects import REJECTS, rejects_by_rule, where_to_read
@@ -151,7 +151,7 @@ def corpus_table(corpus: str | Path) -> str:
 
 def sources_of_corpus(corpus: str | Path) -> dict[str, IndexedSource]:
     """The finished sources of a corpus by name; raises InputError where there is none."""
-    names = sorted(path.stem for path in Path(corpus).glob("*.json") if path.with_name(f"{path.stem}.bin").is_file())
+    names = source_names(corpus)
     if not names:
         raise InputError(corpus, "holds no source", "name a folder that `build` has written")
     return {name: IndexedSource(Path(corpus) / name) for name in names}

@@ -166,6 +166,15 @@ def test_finished_sources_are_kept_and_outdated_ones_are_built_again(workspace):
     assert len(IndexedSource(corpus / "cot")) == 20
 
 
+def test_sources_of_earlier_builds_are_told(workspace, capsys):
+    build_corpus(workspace / "spec.yaml", workspace / "corpus", processes=1)
+    assert capsys.readouterr().err == ""
+    spec = write_spec(workspace, sources={name: SOURCES[name] for name in SOURCES if name not in ("mix", "icl")})
+    build_corpus(spec, workspace / "corpus", processes=1)
+    told = f"{workspace}/corpus also holds icl, mix, of earlier builds, which {spec} does not name\n"
+    assert capsys.readouterr().err == told
+
+
 def test_held_out_songs_are_in_no_training_source(workspace):
     sources = {"train": SOURCES["cot"], "test": SOURCES["cot"] | {"split": "held_out"}}
     spec = write_spec(workspace, held_out=["song-00[12]", "song-019"], sources=sources)

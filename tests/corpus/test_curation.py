@@ -41,9 +41,13 @@ def with_copies(workspace) -> Path:
     return workspace
 
 
-def test_a_song_is_kept_once_and_its_copies_name_it(with_copies):
+def test_a_song_is_kept_once_and_its_copies_name_it(with_copies, capsys):
     spec = write_spec(with_copies, near_duplicates=NEAR)
     summary = build_corpus(spec, with_copies / "corpus", processes=1)
+    told = (
+        "near-duplicates: 4 of 25 songs compared are left out; the other 0 lines have no use, or too few codes of the"
+    )
+    assert capsys.readouterr().err == f"{told} mix\n"
     left_out = {"song-020": "song-003", "song-021": "song-003", "song-022": "song-007", "song-023": "song-011"}
     assert table(with_copies / "corpus") == {id: ("near_duplicate", kept) for id, kept in left_out.items()}
     for source in SOURCES:

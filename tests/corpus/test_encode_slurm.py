@@ -35,7 +35,8 @@ def test_an_array_leaves_what_local_processes_leave(slurm, songs, straight, tmp_
     )
     assert (done.returncode, done.stdout) == (0, told), done.stderr
     assert told in "".join(path.read_text() for path in (out / "logs" / "finish" / "slurm_logs").iterdir())
-    first, second = done.stderr.splitlines()
+    fitted, first, second = done.stderr.splitlines()
+    assert fitted.startswith("no --weights are named: fitting a small codec")
     array, end = re.fullmatch(
         rf"submitted 3 tasks as job (\d+); job (\d+) then writes {out}/manifest.jsonl", first
     ).groups()

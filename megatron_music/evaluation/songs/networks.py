@@ -21,7 +21,7 @@ from megatron_music.evaluation.songs.inputs import F0, SongFiles, read_prompt
 from megatron_music.evaluation.songs.lyrics_error import Recogniser, hear_words, load_recogniser
 from megatron_music.evaluation.songs.song import Found
 from megatron_music.generation.models import check_device
-from megatron_music.progress import track
+from megatron_music.progress import console, track
 
 EXAMPLES = {
     "word_error": ("no speech recogniser was named", "--recogniser FOLDER of a Whisper for CTranslate2, or a hub name "
@@ -62,6 +62,7 @@ class Networks:
 
     def __init__(self, named: Named, reference: list[SongFiles], store: Path):
         self._named, self._reference, self._store = named, reference, store
+        self._told: set[str] = set()
         if named.recogniser or named.rmvpe or named.embedding or named.classifier:
             check_device(named.device)
         self.recogniser: Recogniser | None = None
@@ -142,14 +143,16 @@ class Networks:
             found.details |= {"lyrics": errors.windows, "transcript": errors.transcript}
 
     def _all_rows(self, network: AudioNetwork, songs: list[SongFiles]) -> np.ndarray:
-        """Of all songs that can be read; the others' problems were told when they were measured."""
+        """Of all songs that can be read; problems of a system's songs were told when they were measured."""
         rows = []
         for song in track(songs, f"hearing with {Path(network.weights).name}"):
             try:
                 if song.heard:
                     rows.append(self._rows(network, song.heard))
-            except InputError:
-                continue
+            except InputError as error:
+                if songs is self._reference and str(error) not in self._told:
+                    self._told.add(str(error))  # once, whatever the number of systems and networks
+                    console.print(f"left out of the reference set: {error}")
         return np.concatenate(rows) if rows else np.zeros((0, 1))
 
     def _rows(self, network: AudioNetwork, path: Path) -> np.ndarray:

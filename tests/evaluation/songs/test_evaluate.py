@@ -1,6 +1,7 @@
 """Folders of songs from end to end, broken ones among them."""
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -190,7 +191,7 @@ def test_a_killed_run_goes_on(tmp_path):
     assert {path: path.stat().st_mtime_ns for path in kept} == kept
 
 
-def test_several_systems_with_networks_and_other_programs_scores(tmp_path):
+def test_several_systems_with_networks_and_other_programs_scores(tmp_path, capsys):
     for system in ("a", "b"):
         folder = tmp_path / system / "songs" / "0"
         folder.mkdir(parents=True)
@@ -202,11 +203,16 @@ def test_several_systems_with_networks_and_other_programs_scores(tmp_path):
         recogniser=write_whisper(tmp_path / "whisper"),
         embedding=write_clap(tmp_path / "clap"),
         classifier=write_classifier(tmp_path / "classifier"),
-        reference=tmp_path / "a" / "songs",
+        reference=tmp_path / "reference",
     )
+    shutil.copytree(tmp_path / "a" / "songs", tmp_path / "reference")
+    (tmp_path / "reference" / "1").mkdir()
+    (tmp_path / "reference" / "1" / "mix.wav").write_bytes(b"junk")
     folders = [tmp_path / "a" / "songs", tmp_path / "b" / "songs"]
     options = Options(named=named, processes=1, scores=tmp_path / "scores.csv")
     evaluation = evaluate_songs(folders, tmp_path / "out", options)
+    told = f"left out of the reference set: {tmp_path}/reference/1/mix.wav: can't be read as audio"
+    assert [line.startswith(told) for line in capsys.readouterr().err.splitlines()].count(True) == 1
     a, b = evaluation.systems
     assert (a.name, b.name) == ("a/songs", "b/songs")
     assert a.measures["frechet_distance"] == pytest.approx(0, abs=1e-6) and a.measures["kl_divergence"] == 0
