@@ -1,5 +1,6 @@
 """Rejects for people: the table that every verb which makes some ends with, the list of them, and too many of them."""
 
+import shlex
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -37,12 +38,12 @@ def all_rejected(rejects: Iterable[Reject]) -> str | None:
 
 def where_to_read(folder: str | Path, rejected: int) -> list[str]:
     """The line below such a table that says how to read the reasons; none where nothing was rejected."""
-    return [f"  each with its reason: megatron-music rejects {folder}"] if rejected else []
+    return [f"  each with its reason: megatron-music rejects {shlex.quote(str(folder))}"] if rejected else []
 
 
 def refuse_too_many(where: object, rejected: int, songs: int, most_share: float) -> None:
     """Raises InputError where more than ``most_share`` of ``songs`` were rejected, once all else is done."""
-    if rejected > most_share * songs:
+    if songs and rejected / songs > most_share:
         what = f"{rejected:,} of {songs:,} songs were rejected, a larger share than --max-rejected {most_share:g}"
         raise InputError(where, what, "what was written is whole and can be used; mend the songs or raise the share")
 

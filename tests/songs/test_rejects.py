@@ -6,7 +6,14 @@ from typer.testing import CliRunner
 from megatron_music import cli
 from megatron_music.errors import InputError
 from megatron_music.songs.manifest import write_rejects
-from megatron_music.songs.rejects import REJECTS, all_rejected, refuse_too_many, reject_lines, rejects_by_rule
+from megatron_music.songs.rejects import (
+    REJECTS,
+    all_rejected,
+    refuse_too_many,
+    reject_lines,
+    rejects_by_rule,
+    where_to_read,
+)
 from megatron_music.songs.song import Reject
 
 REJECTED = [
@@ -52,11 +59,13 @@ def test_rules_are_counted(folder):
         "  few_lyrics         2,000",
     ]
     assert rejects_by_rule({}) == ["rejected     0"]
+    assert where_to_read("codes of May", 1) == ["  each with its reason: megatron-music rejects 'codes of May'"]
+    assert where_to_read("codes of May", 0) == []
     assert all_rejected(REJECTED) == "all 3 songs were rejected, 2 by few_lyrics (3 lines)"
     assert all_rejected([]) is None
 
 
-@pytest.mark.parametrize(("rejected", "songs", "share"), [(0, 9, 0.0), (1, 2, 0.5), (3, 3, 1.0), (0, 0, 0.0)])
+@pytest.mark.parametrize(("rejected", "songs", "share"), [(0, 9, 0.0), (29, 100, 0.29), (3, 3, 1.0), (0, 0, 0.0)])
 def test_a_share_that_is_allowed(rejected, songs, share):
     refuse_too_many("codes", rejected, songs, share)
 
