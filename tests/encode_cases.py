@@ -11,6 +11,7 @@ import numpy as np
 from megatron_music.audio.files import write_audio
 
 TRACK_FIELDS = {"mix": "audio", "vocals": "vocals_audio", "accompaniment": "instrumental_audio"}
+FITTED = "embedded, fitted to these songs: to try everything on, not to publish with"
 OPTIONS = {"codebooks": 2, "codebook_size": 16, "shard_songs": 2}
 KILLER = Path(__file__).parent / "corpus" / "killer"
 

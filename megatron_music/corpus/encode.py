@@ -163,7 +163,6 @@ def _prepare_codec(manifest: Path, out: Path, settings: Settings, songs: int) ->
     if settings.codec == EMBEDDED and settings.weights is None:
         from megatron_music.audio.embedded import EmbeddedCodec
 
-        console.print("no --weights are named: fitting a small codec to the songs, to try everything, not to publish")
         excerpts = _fit_excerpts(manifest, songs, settings.seed, EmbeddedCodec.sample_rate)
         codec = EmbeddedCodec.fit(
             track(excerpts, "fitting a codec"), settings.codebooks, settings.codebook_size, settings.seed

@@ -9,7 +9,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 from datatrove.pipeline.base import PipelineStep
 
-from megatron_music.corpus.encode_plan import MANIFEST, WORK, Plan, Shard, changed
+from megatron_music.corpus.encode_plan import EMBEDDED, MANIFEST, WORK, Plan, Shard, changed
 from megatron_music.corpus.workplace import workplace
 from megatron_music.errors import InputError
 from megatron_music.files import read_json, write_json
@@ -42,6 +42,7 @@ class Encoded:
     """What an encoding has come to: songs with codes, those rejected by rule, and shards; earlier runs' included."""
 
     out: str
+    codec: str
     songs: int
     hours: float
     shards: int
@@ -53,6 +54,7 @@ class Encoded:
             f"songs        {self.songs:,} of {self.songs + rejected:,} are encoded",
             f"hours        {self.hours:,.2f}",
             f"shards       {self.shards:,}",
+            f"codec        {self.codec}",
             *rejects_by_rule(self.rejected),
             *where_to_read(self.out, rejected),
             f"written      {Path(self.out) / MANIFEST}",
@@ -82,7 +84,10 @@ def finish(plan: Plan) -> Encoded:
     seconds = _Seconds(chain([first], songs))
     write_manifest(plan.out / MANIFEST, seconds)
     by_rule = dict(Counter(reject.rule for reject in rejects))
-    return Encoded(str(plan.out), plan.songs - len(rejects), seconds.total / 3600, plan.shards, by_rule)
+    codec = plan.settings.codec
+    if codec == EMBEDDED and plan.settings.weights is None:
+        codec = f"{codec}, fitted to these songs: to try everything on, not to publish with"
+    return Encoded(str(plan.out), codec, plan.songs - len(rejects), seconds.total / 3600, plan.shards, by_rule)
 
 
 class _Seconds:

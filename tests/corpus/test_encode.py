@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from encode_cases import OPTIONS, TRACK_FIELDS, contents, make_songs, read_lines, write_lines
+from encode_cases import FITTED, OPTIONS, TRACK_FIELDS, contents, make_songs, read_lines, write_lines
 from typer.testing import CliRunner
 
 from megatron_music import cli
@@ -33,7 +33,7 @@ def songs(tmp_path) -> Path:
 def test_all_tracks_are_encoded_and_named(songs, tmp_path):
     out = tmp_path / "deep" / "codes"
     summary = encode_manifest(songs / "manifest.jsonl", out, **SETTINGS)
-    assert summary == Encoded(str(out), 5, 5 * (102 / 50) / 3600, 3, {})
+    assert summary == Encoded(str(out), FITTED, 5, 5 * (102 / 50) / 3600, 3, {})
     names = ["codes-00000.parquet", "codes-00001.parquet", "codes-00002.parquet", "codec", "manifest.jsonl"]
     assert {*names, "rejects.parquet", "encoding.json"} == {p.name for p in out.iterdir() if p.name[0] != "."}
     codec = load_codec("embedded", out / "codec")
@@ -151,7 +151,8 @@ def test_the_verb_tells_what_it_made_and_left_out_and_fails_where_that_is_too_mu
     (songs / "2" / "mix.flac").write_bytes(b"not audio")
     out, sizes = tmp_path / "codes", [f"--{name.replace('_', '-')}={value}" for name, value in OPTIONS.items()]
     told = (
-        "songs        3 of 5 are encoded\nhours        0.00\nshards       3\nrejected     2\n"
+        "songs        3 of 5 are encoded\nhours        0.00\nshards       3\n"
+        f"codec        {FITTED}\nrejected     2\n"
         f"  audio_missing      1\n  audio_unreadable   1\n  each with its reason: megatron-music rejects {out}\n"
         f"written      {out}/manifest.jsonl\n"
     )
