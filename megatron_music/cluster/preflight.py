@@ -75,7 +75,7 @@ def preflight(folder: Path, processes_per_node: int | None = None) -> None:
     started = read_start(os.environ)
     make_folder(folder)
     if started.note is not None and processes_per_node is None:
-        console.print(started.note, markup=False)
+        console.print(started.note)
     if started.is_one_of_several(processes_per_node):
         run_process(folder)
     else:

@@ -249,7 +249,6 @@ def _submit(plan: Plan, machines: Machines, most_rejected: float) -> Encoded | N
         f"submitted {tasks} tasks as job {array}; job {end} then writes {plan.out / 'manifest.jsonl'}\n"
         f"look: squeue --jobs={array},{end}, and the logs in {logs}; stop: scancel {end} {array}; "
         "go on: the same command again",
-        soft_wrap=True,
     )
     if not machines.wait:
         return None

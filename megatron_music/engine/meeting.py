@@ -138,7 +138,7 @@ def _wait(
         if waited >= most_seconds:
             raise Lost(f"{what()}; given up after {most_seconds / 60:g} minutes")
         if tells and waited >= _FIRST_LINE_SECONDS + told * _LINE_SECONDS:
-            console.print(f"{what()} ({waited:.0f} s so far)", markup=False)
+            console.print(f"{what()} ({waited:.0f} s so far)")
             told += 1
         time.sleep(pause)
         pause = min(1.5 * pause, 0.5)

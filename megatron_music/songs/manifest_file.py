@@ -55,13 +55,11 @@ class Place:
             console.print(
                 f"{manifest}: {self.example} and other files that it names are in none of {folders}; "
                 "start in the folder that its paths are relative to, or move it there",
-                markup=False,
             )
         elif self.folder != self.looked_in[0]:
             console.print(
                 f"{manifest}: its paths are taken relative to {self.folder}, where its files are; "
                 "none of the first songs' lie beside it",
-                markup=False,
             )
 
 

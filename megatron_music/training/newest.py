@@ -53,4 +53,4 @@ def _sum_fault(checkpoint: Path) -> str | None:
 
 def _pass_over(folder: RunFolder, checkpoint: Path, fault: str) -> None:
     aside = folder.set_aside(checkpoint)
-    console.print(f"{checkpoint} is damaged and passed over: {fault}; it is kept as {aside.name}", soft_wrap=True)
+    console.print(f"{checkpoint} is damaged and passed over: {fault}; it is kept as {aside.name}")

@@ -28,8 +28,7 @@ def run_again(run: Callable[[], None], folder: RunFolder, restarts: int) -> None
             if tried == restarts or repeats:
                 raise
             tried, before, last_fault = tried + 1, step, fault
-            console.print(f"{error}\nstarting again from step {step} (restart {tried} of {restarts} without progress)",
-                          markup=False, soft_wrap=True)  # fmt: skip
+            console.print(f"{error}\nstarting again from step {step} (restart {tried} of {restarts} without progress)")
 
 
 def _last_step(folder: RunFolder) -> int:

@@ -71,7 +71,7 @@ def train(
     started = read_start(os.environ)
     _last_step(recipe, until)
     if started.note is not None and processes is None:
-        console.print(started.note, markup=False)
+        console.print(started.note)
     if started.is_one_of_several(processes):
         check(recipe, started.size, branch_from, fresh_optimizer)
         run_process(recipe, branch_from, fresh_optimizer, until)

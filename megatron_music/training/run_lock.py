@@ -95,7 +95,6 @@ class RunLock:
         console.print(
             f"{self.run}: {_in_words(holder)} held this run last and did not end it; watching for {seconds:.0f} s "
             "whether it lives",
-            soft_wrap=True,
         )
         until = time.monotonic() + seconds
         while time.monotonic() < until:

@@ -197,7 +197,7 @@ class _Handler(BaseHTTPRequestHandler):
             if isinstance(error, ConnectionError | TimeoutError):
                 raise
             # What it says may name a system.
-            console.print(f"error: {error}", markup=False)
+            console.print(f"error: {error}")
             self.close_connection = True
             self._send(HTTPStatus.INTERNAL_SERVER_ERROR, "text/plain", b"the test's folder can't be read or written")
         except ValueError:  # of an address that can't be taken apart

@@ -125,4 +125,4 @@ class CheckpointWriter(Callback):
         try:
             self.folder.remove_old(self.options.keep, needed_before)
         except OSError as error:
-            console.print(f"WARNING: an old checkpoint can't be removed: {fault_of(error)}", soft_wrap=True)
+            console.print(f"WARNING: an old checkpoint can't be removed: {fault_of(error)}")
