@@ -52,6 +52,7 @@ def wait_until(condition: Callable[[], object], what: str, seconds: float = 60) 
     while not (value := condition()):
         if time.monotonic() > deadline:
             pytest.fail(f"{what}: not within {seconds:g} s")
+        time.sleep(0.1)  # asking takes a core from what is waited for
     return value
 
 
