@@ -13,7 +13,7 @@ from torch.distributed.elastic.rendezvous import RendezvousConnectionError, Rend
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from megatron_music.engine.launchers import Start, read_start
-from megatron_music.engine.meeting import check_address, telling
+from megatron_music.engine.meeting import MEETING_SECONDS, check_address, telling
 from megatron_music.engine.processes import STOP_SIGNALS, launch
 from megatron_music.errors import InputError
 from megatron_music.exits import ExitCode, Hung, Lost, RunEnded, Stopped
@@ -46,6 +46,7 @@ def _launch_over_nodes(task: Start, function: Callable, processes: int, argument
         "run_id": f"{environment['SLURM_JOB_ID']}-{environment.get('SLURM_RESTART_COUNT', '0')}",
         "rdzv_backend": "c10d",
         "rdzv_endpoint": place,
+        "rdzv_configs": dict.fromkeys(["join_timeout", "read_timeout"], int(MEETING_SECONDS)),
         "local_addr": environment.get("SLURMD_NODENAME"),
         "max_restarts": restarts,
         # Its own way with signals is to end the processes; here they are passed on.

@@ -20,10 +20,14 @@ from megatron_music.tables import numbers_in_words
 _FIRST_LINE_SECONDS, _LINE_SECONDS = 10.0, 60.0
 """A wait is told of after so long, and then again and again."""
 
-_MEETING_SECONDS = 1800.0
+MEETING_SECONDS = 1800.0
 """Nodes of one job come minutes apart, where images and environments are loaded; who is not there then won't come."""
 
-_CONNECT_SECONDS = 5.0
+_CONNECT_SECONDS, _STORE_SECONDS = 5.0, 60.0
+"""For an attempt whether anybody answers, and for what answers to be a store: thousands may come to it at once."""
+
+_NAME_SECONDS, _NAME_PAUSE_SECONDS = 30.0, 1.0
+"""For a name that can't be resolved just now, which is asked for again."""
 
 
 def meet(start: Start, timeout: datetime.timedelta) -> torch.distributed.Store:
@@ -31,22 +35,27 @@ def meet(start: Start, timeout: datetime.timedelta) -> torch.distributed.Store:
 
     Raises:
         InputError: MASTER_ADDR is not known, or two processes have the same rank.
-        Lost: processes did not come, or something else listens where they should meet.
+        Lost: processes did not come, process 0 went away, or something else listens where they should meet.
     """
     check_address(start)
     place, address = f"{start.address}:{start.port}", (start.address, start.port)
+    speaks = start.local_rank == 0  # one line a machine is enough
     if start.rank == 0 and not start.agent_store:
         store = _host(start, place)
         what = f"process 0, on {socket.gethostname()}, does not reach itself at {place}: is MASTER_ADDR its address?"
         _wait(lambda: _answers(address), lambda: what)
     else:
         # torch's own attempts print a stack for each that fails.
-        _wait(lambda: _answers(address), lambda: f"waiting for process 0 at {place}, where nobody answers yet")
-        store = _store(start, start.address, place)
+        what = f"waiting for process 0 at {place}, where nobody answers yet"
+        _wait(lambda: _answers(address), lambda: what, speaks)
+        store = _store(start, start.address, place, speaks)
     store.set_timeout(timeout)
     if start.restart is not None:
         store = torch.distributed.PrefixStore(f"restart_{start.restart}", store)
-    _gather(torch.distributed.PrefixStore("meeting", store), start, place)
+    try:
+        _gather(torch.distributed.PrefixStore("meeting", store), start, place)
+    except torch.distributed.DistError:
+        raise Lost(f"process 0 at {place} went away while others were waited for") from None
     return store
 
 
@@ -60,12 +69,21 @@ def check_loopback() -> None:
 
 def check_address(start: Start) -> None:
     """Raises InputError where nobody knows the name or address in MASTER_ADDR."""
+    until = time.monotonic() + _NAME_SECONDS
+    while (fault := _name_fault(start)) is not None:
+        if getattr(fault, "errno", None) != socket.EAI_AGAIN or time.monotonic() > until:
+            reason = getattr(fault, "strerror", None) or fault
+            raise InputError("MASTER_ADDR", f"{start.address!r} can't be resolved ({reason})",
+                             "export the name or address of the machine of process 0")  # fmt: skip
+        time.sleep(_NAME_PAUSE_SECONDS)
+
+
+def _name_fault(start: Start) -> Exception | None:
     try:
         socket.getaddrinfo(start.address, start.port, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise InputError("MASTER_ADDR", f"{start.address!r} can't be resolved ({reason})",
-                         "export the name or address of the machine of process 0") from None  # fmt: skip
+        return error
+    return None
 
 
 @contextmanager
@@ -87,17 +105,30 @@ def _host(start: Start, place: str) -> torch.distributed.Store:
     except OSError as error:
         what = f"process 0 can't listen at {place} on {socket.gethostname()} ({os.strerror(error.errno)})"
         raise Lost(f"MASTER_PORT: {what}; export another, or end what listens there") from None
-    return _store(start, "127.0.0.1", place, is_master=True, multi_tenant=True)
+    return _store(start, "127.0.0.1", place, is_master=True)
 
 
-def _store(start: Start, host: str, place: str, **options: bool) -> torch.distributed.Store:
-    timeout = datetime.timedelta(seconds=_CONNECT_SECONDS)
-    try:
-        return torch.distributed.TCPStore(
-            host, start.port, start.size, wait_for_workers=False, timeout=timeout, **options
-        )
-    except RuntimeError as error:
-        raise Lost(f"process {start.rank} can't join at {place}: {str(error).splitlines()[0]}") from None
+def _store(
+    start: Start, host: str, place: str, speaks: bool = True, is_master: bool = False
+) -> torch.distributed.Store:
+    made: list[torch.distributed.Store | RuntimeError] = []
+
+    def connect() -> None:
+        timeout = datetime.timedelta(seconds=_STORE_SECONDS)
+        options = {"is_master": is_master, "wait_for_workers": False, "timeout": timeout}
+        try:
+            made.append(torch.distributed.TCPStore(host, start.port, start.size, **options))
+        except RuntimeError as error:
+            made.append(error)
+
+    # In a thread: torch waits for ever for the first word of what has taken the connection.
+    thread = threading.Thread(target=connect, daemon=True)
+    thread.start()
+    thread.join(_CONNECT_SECONDS)
+    _wait(lambda: bool(made), lambda: f"{place} has answered, and not as the store of process 0", speaks)
+    if isinstance(made[0], RuntimeError):
+        raise Lost(f"process {start.rank} can't join at {place}: {str(made[0]).splitlines()[0]}")
+    return made[0]
 
 
 def _gather(store: torch.distributed.Store, start: Start, place: str) -> None:
@@ -131,7 +162,7 @@ def _wait(
     most_seconds: float | None = None,
 ) -> None:
     """Returns once ``is_done``; raises Lost, with ``what`` is waited for, where it takes too long."""
-    most_seconds = _MEETING_SECONDS if most_seconds is None else most_seconds
+    most_seconds = MEETING_SECONDS if most_seconds is None else most_seconds
     begin, pause, told = time.monotonic(), 0.01, 0
     while not is_done():
         waited = time.monotonic() - begin

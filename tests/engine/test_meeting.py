@@ -28,7 +28,7 @@ def place_of(rank, size, **more):
 def impatient(monkeypatch):
     """A wait is told of at once, and given up at once."""
     monkeypatch.setattr(meeting, "_FIRST_LINE_SECONDS", 0)
-    monkeypatch.setattr(meeting, "_MEETING_SECONDS", 0)
+    monkeypatch.setattr(meeting, "MEETING_SECONDS", 0)
 
 
 def test_who_does_not_come_is_named_with_the_place(impatient):
@@ -99,3 +99,40 @@ def test_a_machine_without_loopback_is_told_at_once():
     done = subprocess.run([*alone, sys.executable, "-c", code], capture_output=True, text=True, env=os.environ)
     assert done.stdout == ("127.0.0.1: can't be reached: this machine has no loopback interface that is up, over which "
                            "processes meet; `ip link set lo up`, or a container with a network\n")  # fmt: skip
+
+
+def test_something_else_that_listens_and_says_nothing_is_told(impatient, monkeypatch):
+    monkeypatch.setattr(meeting, "_CONNECT_SECONDS", 0.1)
+    monkeypatch.setattr(meeting, "_STORE_SECONDS", 0.1)
+    before = threading.enumerate()
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        port = silent.getsockname()[1]
+        with pytest.raises(Lost) as caught:
+            meeting.meet(Start("srun", 1, 2, 1, "127.0.0.1", port), HOUR)
+    assert str(caught.value) == (f"127.0.0.1:{port} has answered, and not as the store of process 0; given up after 0 "
+                                 "minutes")  # fmt: skip
+    for thread in set(threading.enumerate()).difference(before):  # whose end torch tells on standard error
+        thread.join()
+
+
+def test_process_0_that_goes_away_is_told():
+    """Once the second process has come, while the third is waited for."""
+    start = place_of(1, 3)
+    code = (
+        "import datetime, os\n"
+        "from megatron_music.engine import launchers, meeting\n"
+        "meeting._gather = lambda store, *_: (store.wait(['rank_1']), os._exit(0))\n"
+        f"meeting.meet(launchers.Start('srun', 0, 3, 0, '127.0.0.1', {start.port}), datetime.timedelta(hours=1))\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", code]):
+        with pytest.raises(Lost) as caught:
+            meeting.meet(start, HOUR)
+    assert str(caught.value) == f"process 0 at 127.0.0.1:{start.port} went away while others were waited for"
+
+
+def test_a_name_that_can_not_be_resolved_just_now_is_asked_for_again(monkeypatch):
+    answers = [socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution"), None]
+    monkeypatch.setattr(meeting, "_NAME_PAUSE_SECONDS", 0)
+    monkeypatch.setattr(meeting, "_name_fault", lambda _: answers.pop(0))
+    meeting.check_address(Start("srun", 0, 2, 0, "node7"))
+    assert not answers
