@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from megatron_music.errors import InputError
 
 SHARED_MEMORY = "/dev/shm"
+_OF_THE_PROCESS = errno.EMFILE, errno.ENFILE, errno.EAGAIN, errno.ENOMEM
+"""Too many open files or processes, or too little memory: none of it is mended in /dev/shm."""
 
 
 @contextmanager
@@ -16,7 +18,7 @@ def shared_memory() -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.filename is not None:
+        if error.filename is not None or error.errno in _OF_THE_PROCESS:
             raise
         raise shared_memory_fault(os.strerror(error.errno)) from None
 

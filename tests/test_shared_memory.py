@@ -51,6 +51,12 @@ def test_processes_of_a_run():
     assert within(READ_ONLY, LAUNCH) == f"/dev/shm: can't be used by processes (Read-only file system); {WRITABLE}\n"
 
 
-def test_faults_of_files_are_those_files():
-    with pytest.raises(OSError, match="somewhere"), shared_memory():
-        raise OSError(errno.ENOSPC, "No space left on device", "somewhere")
+@pytest.mark.parametrize(
+    "fault",
+    [OSError(errno.ENOSPC, "No space left on device", "somewhere"), OSError(errno.EMFILE, "Too many open files")],
+    ids=["a file's", "of files that are open"],
+)
+def test_other_faults_are_told_as_they_are(fault):
+    with pytest.raises(OSError) as caught, shared_memory():
+        raise fault
+    assert caught.value is fault
