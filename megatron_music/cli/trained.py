@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from megatron_music.cli.app import LyricsTranslation, Seed, app
+from megatron_music.cli.app import LyricsTranslation, app
 
 Verify = Annotated[bool, typer.Option("--verify", help="Compare every weight, and the logits of both sides.")]
 
@@ -16,10 +16,6 @@ SingingVocabulary = Annotated[Path | None, typer.Option(help="Vocabulary file.",
 SingingTokenizer = Annotated[Path | None, typer.Option(help="SentencePiece model.", show_default="the models'")]
 Vocoder = Annotated[Path | None, typer.Option(help="Folder of YuE's 44.1 kHz vocoders.", show_default="none")]
 SingingDevice = Annotated[str | None, typer.Option(help="cpu or cuda.", show_default="a GPU where there is one")]
-
-
-def _say(line: str) -> None:
-    typer.echo(line, err=True)
 
 
 @app.command(epilog="Example: megatron-music export runs/x/checkpoints/step_000100 runs/x/hf --dtype float32")
@@ -57,7 +53,7 @@ def export(
     from megatron_music.conversion.written import written_in_words
 
     options = {"dtype": dtype, "corpus": corpus, "adapters": adapters, "base": base, "form": form, "rows": rows}
-    verified = export_checkpoint(checkpoint, out, **options, verify=verify, say=_say)
+    verified = export_checkpoint(checkpoint, out, **options, verify=verify)
     typer.echo(written_in_words(out))
     if verified:
         typer.echo(verified)
@@ -80,7 +76,7 @@ def import_(
     from megatron_music.conversion.imports import import_network
     from megatron_music.conversion.written import written_in_words
 
-    verified = import_network(folder, out, recipe, vocabulary, tokenizer, verify, _say)
+    verified = import_network(folder, out, recipe, vocabulary, tokenizer, verify)
     typer.echo(written_in_words(out))
     if verified:
         typer.echo(verified)
@@ -113,7 +109,7 @@ def generate(
     instrumental: Annotated[bool, typer.Option("--instrumental", help="The vocals stay silent.")] = False,
     tracks: Annotated[str, typer.Option(help="Without lyrics: dual, or mix for a single track.")] = "dual",
     songs: Annotated[int, typer.Option(min=1, help="Sing so many at once, of seeds that follow.")] = 1,
-    seed: Seed = 42,
+    seed: Annotated[int, typer.Option(help="The same seed sings the same song.")] = 42,
     segments: Annotated[int | None, typer.Option(min=1, help="Sing only so many sections.")] = None,
     file_format: Annotated[str, typer.Option("--format", help="wav, flac or mp3.")] = "wav",
     loudness: Annotated[float | None, typer.Option(help="LUFS of the mix, such as -14.", show_default="as is")] = None,
@@ -139,6 +135,7 @@ def generate(
     from megatron_music.generation.generate import generate as generate_songs
     from megatron_music.generation.sampling import SamplingSettings
     from megatron_music.generation.song import Models
+    from megatron_music.progress import console
 
     models = Models(stage1, stage2, codec, weights, vocoder, vocabulary, tokenizer, device, backend=backend)
     span = (reference_start, reference_end)
@@ -157,7 +154,7 @@ def generate(
         guidance_rest=guidance_after,
     )
     form = {"songs": songs, "loudness_lufs": loudness, "file_format": file_format, "known_tags": known_tags}
-    for folder in generate_songs(out, models, asked, settings, **form, say=_say):
+    for folder in generate_songs(out, models, asked, settings, **form, say=console.print):
         typer.echo(song_in_words(folder))
 
 

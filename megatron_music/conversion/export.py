@@ -141,7 +141,7 @@ def export_checkpoint(
     verify: bool = False,
     form: str = "huggingface",
     rows: int | None = None,
-    say: Callable[[str], None] = print,
+    say: Callable[[str], None] = console.print,
 ) -> "Verified | None":
     """Writes ``checkpoint`` as a Llama folder, or in another form; ``out`` appears whole.
 
@@ -176,12 +176,9 @@ def export_checkpoint(
     if form == "megatron":
         from megatron_music.conversion.export_megatron import export_megatron
 
-        if verify:
-            raise InputError("--verify", "compares with a Hugging Face folder", "leave it out, or export one")
-        for option, value in (("--dtype", dtype), ("--rows", rows), ("--base", base)):
-            if value is not None:
-                what = "is of a Hugging Face folder, where `--format megatron` writes weights as they are"
-                raise InputError(option, what, "leave it out, or export one")
+        peft = None if adapters == "merged" else adapters
+        options = {"--verify": verify, "--dtype": dtype, "--rows": rows, "--base": base, "--adapters": peft}
+        _refuse_of_megatron(options)
         return export_megatron(checkpoint, out, corpus)
     refuse_foreign_folder(out, "adapter_config.json" if adapters == "peft" else "config.json")
     trained = Trained.open(checkpoint, corpus)
@@ -215,6 +212,13 @@ def export_checkpoint(
     from megatron_music.conversion.verify import verify as verified
 
     return verified(trained.checkpoint, out)
+
+
+def _refuse_of_megatron(options: dict[str, Any]) -> None:
+    for option, value in options.items():
+        if value is not None and value is not False:
+            what = "is of a Hugging Face folder, where `--format megatron` writes weights as they are"
+            raise InputError(option, what, "leave it out, or export one")
 
 
 def _write_network(

@@ -13,6 +13,7 @@ from megatron_music.conversion.export import refuse_foreign_folder
 from megatron_music.conversion.imported import Words, with_padding, write_imported
 from megatron_music.conversion.read_config import CONFIG, network_of, read_config, ties_embeddings
 from megatron_music.errors import InputError
+from megatron_music.progress import console
 from megatron_music.recipe.recipe import Network
 from megatron_music.training.run_folder import STATE, Imported
 from megatron_music.vocabulary.vocabulary import Vocabulary
@@ -30,7 +31,7 @@ def import_llama(
     out: str | Path,
     vocabulary: str | Path | None = None,
     tokenizer: str | Path | None = None,
-    say: Callable[[str], None] = print,
+    say: Callable[[str], None] = console.print,
 ) -> Network:
     """Writes the Llama network in ``folder`` as a checkpoint; ``out`` appears whole. Returns the network.
 

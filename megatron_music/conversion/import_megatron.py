@@ -13,6 +13,7 @@ from megatron_music.conversion.export import refuse_foreign_folder
 from megatron_music.conversion.imported import Words, with_padding, write_imported
 from megatron_music.errors import InputError
 from megatron_music.files import read_text
+from megatron_music.progress import console
 from megatron_music.recipe.recipe import Network, Recipe
 from megatron_music.training.run_folder import STATE, Imported
 from megatron_music.vocabulary.vocabulary import Vocabulary
@@ -37,7 +38,7 @@ def import_megatron(
     recipe: str | Path,
     vocabulary: str | Path | None = None,
     tokenizer: str | Path | None = None,
-    say: Callable[[str], None] = print,
+    say: Callable[[str], None] = console.print,
 ) -> Network:
     """Writes the weights of a distributed checkpoint as an imported checkpoint; ``out`` appears whole.
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from megatron_music.conversion.import_llama import import_llama
 from megatron_music.conversion.import_megatron import import_megatron, is_megatron
 from megatron_music.errors import InputError
+from megatron_music.progress import console
 
 if TYPE_CHECKING:
     from megatron_music.conversion.verify import Verified
@@ -19,7 +20,7 @@ def import_network(
     vocabulary: Path | None = None,
     tokenizer: Path | None = None,
     verify: bool = False,
-    say: Callable[[str], None] = print,
+    say: Callable[[str], None] = console.print,
 ) -> "Verified | None":
     """Writes a network as a checkpoint, see ``import_llama`` and ``import_megatron``; compares both with ``verify``.
 

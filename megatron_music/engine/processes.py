@@ -305,7 +305,7 @@ def _work(
     os.setpgid(0, 0)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     os.environ.pop(AGENT_STORE, None)  # of a torchrun around this
-    os.environ.update(Start("launch", rank, processes, rank, "127.0.0.1", int(port)).variables())
+    os.environ.update(Start(None, rank, processes, rank, "127.0.0.1", int(port)).variables())
     try:
         function(*arguments)
     except (InputError, RunEnded) as error:

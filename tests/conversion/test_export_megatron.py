@@ -41,6 +41,13 @@ def test_the_weights_alone_are_those_of_the_checkpoint(trained_run, tmp_path):
 def test_forms_that_there_are_not_are_named(trained_run, tmp_path):
     with pytest.raises(InputError, match="format: gguf can't be exported; choose from huggingface, megatron"):
         export_checkpoint(trained_run / "run", tmp_path / "out", form="gguf")
-    with pytest.raises(InputError, match="--verify: compares with a Hugging Face folder; leave it out, or export one"):
-        export_checkpoint(trained_run / "run", tmp_path / "out", form="megatron", verify=True)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "option", [{"verify": True}, {"dtype": "float32"}, {"rows": 0}, {"base": "base"}, {"adapters": "peft"}]
+)
+def test_what_belongs_to_a_hugging_face_folder_is_refused(trained_run, tmp_path, option):
+    with pytest.raises(InputError, match=f"^--{next(iter(option))}: is of a Hugging Face folder, .*; leave it out"):
+        export_checkpoint(trained_run / "run", tmp_path / "out", form="megatron", **option)
     assert not (tmp_path / "out").exists()
