@@ -4,16 +4,17 @@ It holds the question, a recipe that both sides share, what each side sets in it
 that, and what so small a run can't show. ``examples/ablations`` has some.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import Field, field_validator
 
 from megatron_music.corpus import fingerprint
 from megatron_music.errors import InputError
 from megatron_music.files import read_yaml
+from megatron_music.recipe.differences import differences
 from megatron_music.recipe.fields import RelativePath, Strict
 from megatron_music.recipe.recipe import Recipe, parse_strict
 
@@ -105,8 +106,7 @@ class Ablation:
             raise InputError(f"{self.path}: sides.{side}: {error.where}", error.what, error.mend) from None
 
     def _check_differences(self) -> None:
-        first, second = (dict(_leaves(self._recipe(side, 1).model_dump(mode="json"))) for side in self.file.sides)
-        differing = [name for name in first | second if first.get(name) != second.get(name)]
+        differing = differences(*(self._recipe(side, 1) for side in self.file.sides))
         where = f"{self.path}: differs"
         for name in differing:
             if not any(_is_below(name, field) for field in self.file.differs):
@@ -118,16 +118,3 @@ class Ablation:
 
 def _is_below(name: str, field: str) -> bool:
     return name == field or name.startswith(f"{field}.")
-
-
-def _leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
-    """The plain values in nested mappings and lists, by their path; items of a list go by their name or number."""
-    if isinstance(value, dict) and value:
-        for key, item in value.items():
-            yield from _leaves(item, f"{name}.{key}".lstrip("."))
-    elif isinstance(value, list) and value:
-        for index, item in enumerate(value):
-            key = item.get("name", index) if isinstance(item, dict) else index
-            yield from _leaves(item, f"{name}.{key}".lstrip("."))
-    else:
-        yield name, value

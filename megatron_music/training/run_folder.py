@@ -3,7 +3,7 @@
 import json
 import re
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -12,6 +12,7 @@ from megatron_music.corpus.blend import read_stocks
 from megatron_music.engine.integrity import BEFORE, size_fault
 from megatron_music.errors import InputError
 from megatron_music.files import read_json, read_text, write_json, write_text
+from megatron_music.recipe.differences import differences
 from megatron_music.recipe.recipe import Network, Recipe
 from megatron_music.training.events import METRICS, ROLLED_BACK
 from megatron_music.training.troubles import Rollback, Troubles
@@ -163,7 +164,7 @@ class RunFolder:
                 if getattr(before, field) != getattr(recipe, field):
                     raise InputError(saved, f"this run was started with another `{field}`",
                                      "choose another run folder (--set run=...) or delete this one")  # fmt: skip
-            changed = list(_changes(before.model_dump(mode="json"), recipe.model_dump(mode="json")))
+            changed = [f"{name} {new}, was {old}" for name, (old, new) in differences(before, recipe).items()]
         self.check_corpus(recipe)
         recipe.save(saved)
         write_json(self._sources, _stocks(recipe))
@@ -233,15 +234,6 @@ def _look_at(checkpoint: Path) -> CheckpointState | str | None:
         if checkpoint.is_dir():
             raise
         return None
-
-
-def _changes(before: Any, after: Any, name: str = "") -> Iterator[str]:
-    """The fields that differ, by their whole names."""
-    if isinstance(before, dict) and isinstance(after, dict):
-        for field in {**before, **after}:
-            yield from _changes(before.get(field), after.get(field), f"{name}.{field}" if name else field)
-    elif before != after:
-        yield f"{name} {after}, was {before}"
 
 
 def _stocks(recipe: Recipe) -> dict[str, dict[str, Any]]:
