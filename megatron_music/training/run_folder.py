@@ -275,12 +275,15 @@ class Imported:
 
 
 def read_imported(checkpoint: Path) -> Imported | None:
-    """What is recorded of an imported checkpoint; None of one that was trained."""
+    """What is recorded of an imported checkpoint; None of one that was trained. Raises InputError where it is none."""
     path = checkpoint / NETWORK
     if not path.is_file():
         return None
     content = read_json(path)
-    return Imported(**content | {"network": Network(**content["network"])})
+    try:
+        return Imported(**content | {"network": Network(**content["network"])})
+    except (KeyError, TypeError, ValueError):
+        raise InputError(path, "does not tell of an imported network", "import it again") from None
 
 
 def read_network(checkpoint: Path) -> Network:

@@ -99,3 +99,10 @@ def test_a_run_without_a_checkpoint_that_stays_is_told(run, monkeypatch):
 
     with pytest.raises(InputError, match="run: 5 checkpoints were removed while they were read; raise checkpoints.ke"):
         run.on_newest(read)
+
+
+@pytest.mark.parametrize("content", ["[]", "{}", '{"network": {"layers": 0}, "imported_from": "x"}'])
+def test_a_record_of_no_import_is_told(tmp_path, content):
+    (tmp_path / "network.json").write_text(content)
+    with pytest.raises(InputError, match="network.json: does not tell of an imported network; import it again"):
+        run_folder.read_imported(tmp_path)
