@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from megatron_music.audio.parts import FileBytes, Part
+from megatron_music.audio.parts import FileBytes, Part, behind_id3
 
 
 @dataclass(frozen=True)
@@ -56,13 +56,14 @@ _TAGS = (b"LIST", b"id3 ", b"ID3 ", b"bext", b"iXML", b"JUNK")
 _MOST_CHUNKS, _FILLING_BYTES = 10_000, 1 << 20
 
 
-def chunked_part(path: Path, content: FileBytes) -> Part:
-    """The audio of a file that starts with one of ``MAGICS``."""
+def chunked_part(path: Path, content: FileBytes, first: int) -> Part:
+    """The audio of a file that has one of ``MAGICS`` at ``first``, behind tags or at its start."""
+    content = content.behind(first)
     magic = content[:4]
     form = _FORMS[magic]
     found = _find_au(content) if form is _AU else _find_data(form, content)
     if found is None or found[0] > content.size:
-        return Part(path)  # the decoder says what it misses
+        return Part(path, first)  # the decoder says what it misses
     start, told, before = found
     announced = _announced(form, content, start, told)
     here = max(min(announced, content.size - start), 0)
@@ -72,7 +73,7 @@ def chunked_part(path: Path, content: FileBytes) -> Part:
         "unknown_bytes": _unknown_bytes(form, content, start + here) if here == announced else 0,
     }
     if here == told and magic != b"BW64":
-        return Part(path, **sizes)
+        return Part(path, first, **sizes)
     if form is _WAV:
         head = _rf64_head(b"".join(content[span] for span in before), here)
     else:
@@ -80,7 +81,7 @@ def chunked_part(path: Path, content: FileBytes) -> Part:
         length = here + form.counts_header * form.header.size
         length_at = 8 if form is _AU else start - form.length.size
         form.length.pack_into(head, length_at, length if length <= form.most else form.to_end)
-    return Part(path, start, start + here, bytes(head), **sizes)
+    return Part(path, first + start, first + start + here, bytes(head), **sizes)
 
 
 def _rf64_head(chunks: bytes, data_bytes: int) -> bytes:
@@ -134,8 +135,8 @@ def _find_au(content: FileBytes) -> tuple[int, int, list[slice]] | None:
 
 
 def _unknown_bytes(form: _Form, content: FileBytes, at: int) -> int:
-    """How much lies behind the end of the audio that is neither chunks nor a filling of zeros."""
-    end = _end_of_chunks(form, content, at)
+    """How much lies behind the end of the audio that is neither chunks nor tags nor a filling of zeros."""
+    end = behind_id3(content, _end_of_chunks(form, content, at))
     rest = max(content.size - end, 0)
     return 0 if rest <= _FILLING_BYTES and not content[end:].strip(b"\0") else rest
 

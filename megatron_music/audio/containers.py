@@ -16,7 +16,7 @@ import soundfile
 
 from megatron_music.audio.chunks import MAGICS, chunked_part
 from megatron_music.audio.mpeg import mpeg_part
-from megatron_music.audio.parts import FileBytes, Part
+from megatron_music.audio.parts import FileBytes, Part, behind_id3
 
 _PAGE = struct.Struct("<4sBBqIIIB")
 """Sync, version, flags, position, serial number, sequence number, checksum, number of segments."""
@@ -37,10 +37,10 @@ def audio_parts(path: str | os.PathLike, to_read: bool) -> list[Part]:
     path = Path(path)
     with open(path, "rb") as file:
         content = FileBytes(file)
-        start = _behind_id3(content)
+        start = behind_id3(content, 0)
         magic = content[start : start + 4]
-        if magic in MAGICS and not start:
-            return [chunked_part(path, content)]
+        if magic in MAGICS:
+            return [chunked_part(path, content, start)]
         if magic == b"OggS":
             return _ogg_links(path, content)
         if magic == b"fLaC":
@@ -48,15 +48,6 @@ def audio_parts(path: str | os.PathLike, to_read: bool) -> list[Part]:
         # libsndfile would take what starts so for an MP3, and libmpg123 write about it to the terminal.
         like_mp3 = start > 0 or magic[:1] == b"\xff"
         return [mpeg_part(path, content, start, to_read) or Part(path, trusted=not like_mp3)]
-
-
-def _behind_id3(content: FileBytes) -> int:
-    """Where the ID3v2 tags at the start of a file end."""
-    start = 0
-    while (head := content[start : start + 10])[:3] == b"ID3" and len(head) == 10:
-        length = sum((byte & 127) << shift for byte, shift in zip(head[6:], (21, 14, 7, 0), strict=True))
-        start += 10 + length + (10 if head[5] & 16 else 0)
-    return start
 
 
 def _flac_is_whole(path: Path, content: FileBytes, start: int) -> bool:

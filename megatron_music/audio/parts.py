@@ -8,16 +8,31 @@ from typing import BinaryIO
 
 
 class FileBytes:
-    """The bytes of a file as slices, each read when it is asked for; a slice ends with the file at the latest."""
+    """The bytes of a file from ``first`` on as slices, each read when it is asked for.
 
-    def __init__(self, file: BinaryIO):
-        self._file = file
-        self.size = os.fstat(file.fileno()).st_size
+    A slice ends with the file at the latest.
+    """
+
+    def __init__(self, file: BinaryIO, first: int = 0):
+        self._file, self._first = file, first
+        self.size = os.fstat(file.fileno()).st_size - first
 
     def __getitem__(self, span: slice) -> bytes:
         start = min(max(span.start or 0, 0), self.size)
-        self._file.seek(start)
+        self._file.seek(self._first + start)
         return self._file.read(max(min(self.size if span.stop is None else span.stop, self.size) - start, 0))
+
+    def behind(self, first: int) -> "FileBytes":
+        """The bytes from ``first`` on, counted from there."""
+        return FileBytes(self._file, self._first + first)
+
+
+def behind_id3(content: FileBytes, start: int) -> int:
+    """Where the ID3v2 tags that begin at ``start`` end; ``start`` where there are none."""
+    while (head := content[start : start + 10])[:3] == b"ID3" and len(head) == 10:
+        length = sum((byte & 127) << shift for byte, shift in zip(head[6:], (21, 14, 7, 0), strict=True))
+        start += 10 + length + (10 if head[5] & 16 else 0)
+    return start
 
 
 @dataclass(frozen=True)
