@@ -35,6 +35,7 @@ RULES = {
     "like_label": "reads like a label, and is sung; write [verse] on a line of its own",
     "digits": "has digits in brackets, or reads like a time, and is kept",
     "time_unknown": "is no time that can be read, and is left out; write [mm:ss.xx]",
+    "time_within": "is a time within or behind a line that has none in front, and is left out",
     "time_range": "has minutes or seconds above 59, and is taken as it is",
     "time_hours": "is read as hours, minutes and seconds",
     "before_start": "lies before the start of the song by the file's offset, and is put there",
@@ -129,7 +130,8 @@ class Rows:
     def _read(self, number: int, line: str) -> None:
         row = Row(number, is_blank=not line)
         is_alone = not BRACKET.sub("", line).strip("*_#:：-–—=~> ")
-        words, word_stamps = "", 0
+        words = ""
+        word_stamps: list[re.Match] = []
         for text, match in _pieces(line):
             words += text
             row.end = None if text.strip() else row.end
@@ -147,11 +149,13 @@ class Rows:
                 words += kept
             elif not is_leading:
                 row.end = stamp
-                word_stamps += match[1] is not None
+                word_stamps.append(match)
             elif match[1] is not None or not row.stamps:
                 row.stamps.append(stamp)
         self._add_words(row, words)
-        if word_stamps:  # the second of the leading ones is that of the first word
+        if word_stamps and not row.stamps:
+            self.remark(number, "time_within", " ".join(match[0] for match in word_stamps))
+        if any(match[1] is not None for match in word_stamps):  # the second of the leading ones is the first word's
             del row.stamps[1:]
         for stamp in row.stamps:
             if not stamp.start.is_in_range:

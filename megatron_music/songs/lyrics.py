@@ -153,20 +153,23 @@ def _read_timed(rows: Rows, sections: _Sections, translation: str, duration_s: f
     labelled = rows.have_labels
     moments = [list(group) for _, group in groupby(_events(rows), key=lambda event: round(event.time_s, 3))]
     _choose(moments, rows, translation)
+    # Those that the offset puts before the start of the song become one there, so that their lines share its span.
+    early = [events for events in moments if events[0].time_s <= rows.offset_s]
+    moments = [[event for events in early for event in events], *moments[len(early) :]] if early else moments
     starts_s = [max(0.0, events[0].time_s - rows.offset_s) for events in moments]
     sung_s = inf
     for events, start_s, next_s in zip(moments, starts_s, [*starts_s[1:], inf], strict=True):
         ends_s = [event.end_s - rows.offset_s for event in events if event.end_s is not None]
         end_s = min([next_s, *(end_s for end_s in [*ends_s, duration_s or inf] if end_s > start_s)])
-        parts = [(row.number, part) for event in events for row in event.rows for part in row.parts]
-        spans = _shares(start_s, None if end_s == inf else end_s, sum(isinstance(part, str) for _, part in parts))
+        parts = [(event, row.number, part) for event in events for row in event.rows for part in row.parts]
+        spans = _shares(start_s, None if end_s == inf else end_s, sum(isinstance(part, str) for *_, part in parts))
         if not labelled and start_s - sung_s >= PAUSE_S:
             sections.start("", events[0].rows[0].number)
-        for number, part in parts:
+        for event, number, part in parts:
             if isinstance(part, Label):
                 sections.start(part.name, number)
                 continue
-            if events[0].time_s < rows.offset_s:
+            if event.time_s < rows.offset_s:
                 rows.remark(number, "before_start", part)
             sections.add(Line(part, *next(spans), number))
             sung_s = start_s

@@ -184,6 +184,20 @@ def test_times_before_the_start_are_told():
     assert _lines("[offset:1500]\n[00:01.00]la\n[00:02.00]le") == [("la", 0.0, 0.5), ("le", 0.5, None)]
 
 
+def test_lines_before_the_start_share_what_is_left_of_their_time():
+    text = "[offset:5000]\n[00:01.00][Verse]la\n[00:02.00][Chorus]le\n[00:05.00]lu\n[00:08.00]li"
+    assert _lines(text) == [("la", 0.0, 1.0), ("le", 1.0, 2.0), ("lu", 2.0, 3.0), ("li", 3.0, None)]
+    assert [(line, rule) for line, rule, _ in _remarks(text)] == [(2, "before_start"), (3, "before_start")]
+
+
+def test_times_of_words_in_lines_without_a_time_are_told():
+    text = "[00:01.00]la\nat [3:00] we <3:01>go\nle[00:09.00]"
+    assert [line for line, *_ in _lines(text)] == ["la", "at we go", "le"]
+    assert [remark for remark in _remarks(text) if remark[1] != "no_time"] == [
+        (2, "time_within", "[3:00] <3:01>"), (3, "time_within", "[00:09.00]"),
+    ]  # fmt: skip
+
+
 def test_hours_that_were_guessed_are_told():
     text = "[00:00:01]la\n[00:00:05]le"
     assert (_lines(text)[1], _remarks(text)) == (("le", 5.0, None), [(1, "time_hours", "la"), (2, "time_hours", "le")])
