@@ -11,15 +11,15 @@ from megatron_music.songs.song import Reject, Song
 
 def texts_of_manifest(manifest: str | Path) -> Iterator[str]:
     """Instructions, tags, lyrics, marks and plain texts of every line that documents may hold; tells of rejects."""
-    rejects = []
+    rejected, first = 0, None
     for song in read_manifest(manifest):
         if isinstance(song, Reject):
-            rejects.append(song)
+            rejected, first = rejected + 1, first or song
         else:
             yield from texts_of_song(song)
-    if rejects:
-        first = f"{rejects[0].where}: {rejects[0].rule}, {rejects[0].detail}"
-        console.print(f"left out: {len(rejects):,} lines that are no song, the first {first}")
+    if first:
+        example = f"{first.where}: {first.rule}, {first.detail}"
+        console.print(f"left out: {rejected:,} lines that are no song, the first {example}")
 
 
 def texts_of_song(song: Song) -> Iterator[str]:

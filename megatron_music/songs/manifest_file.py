@@ -82,9 +82,10 @@ def open_manifest(path: str | Path) -> BinaryIO:
 
 
 def _is_table(head: bytes) -> bool:
-    """Whether a file begins with a line of headings, ``id`` among them."""
-    cells = [cell.strip(b" \"'") for cell in re.split(rb"[,;\t|]", head.splitlines()[0])] if head.strip() else []
-    return len(cells) > 1 and b"id" in cells
+    """Whether a file begins with a line of headings, ``id`` among them, and not with a song whose tags say ``id``."""
+    first = head.split(b"\n", 1)[0].strip()
+    cells = [cell.strip(b" \"'\r") for cell in re.split(rb"[,;\t|]", first)]
+    return not first.startswith(b"{") and len(cells) > 1 and b"id" in cells
 
 
 def song_lines(file: BinaryIO, first_line: int = 1) -> Iterator[tuple[int, int, bytes]]:

@@ -1,8 +1,9 @@
 """Values of a manifest's fields as the programs write them that make manifests.
 
 pandas and datasets turn whole numbers into floats (``0.0``) where a column has a gap, the gap into null or NaN, and
-tables kept as text turn numbers and lists into text (``"12.5"``, ``"[...]"``). All of that is taken for what it was.
-What is not plain (half a frame, a truth value, an id whose digits a float has lost) raises Rejected.
+tables kept as text turn numbers and lists into text (``"12.5"``, ``"[...]"``), and a gap into an empty one. All of that
+is taken for what it was. What is not plain (half a frame, a truth value, an id whose digits a float has lost) raises
+Rejected.
 """
 
 import json
@@ -97,8 +98,8 @@ def song_id(value: Any) -> str:
 
 
 def items(value: Any, kind: type, noun: str, where: str) -> Any:
-    """A list or an object, or a text that is one in JSON; an empty one where there is none."""
-    if value is None:
+    """A list or an object, or a text that is one in JSON; an empty one for null and for an empty text."""
+    if value is None or value == "":
         return kind()
     found = value
     if isinstance(value, str):

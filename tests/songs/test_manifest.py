@@ -166,6 +166,7 @@ def test_a_bad_line_is_a_reject_that_names_rule_and_line(tmp_path, line, rule):
         ({"audio_length_in_sec": ""}, {"duration_s": None}),
         ({"genres": float("nan"), "language": None}, {"genres": "", "language": None}),
         ({"msa": float("nan"), "splitted_lyrics": None}, {"structure": [], "segments": []}),
+        ({"msa": "", "splitted_lyrics": ""}, {"structure": [], "segments": []}),
         ({"splitted_lyrics": {"segmented_lyrics": None}}, {"segments": []}),
         ({"codec": float("nan"), "vocals_codec": "", "instrumental_codec": None}, {"codes": {}}),
         ({"licence": float("nan"), "splitted_lyrics": None}, {"extra": {"licence": None}}),
@@ -289,6 +290,12 @@ def test_a_file_that_is_no_manifest_is_told_in_one_line(tmp_path, content, messa
     (tmp_path / "songs.jsonl").write_bytes(content)
     with pytest.raises(InputError, match=message):
         read_manifest(tmp_path / "songs.jsonl")
+
+
+def test_a_first_song_in_indonesian_is_no_heading_of_a_table(tmp_path):
+    lines = [_with(genres="pop, id, live"), _with(id="2", languages=["en", "id", "ms"])]
+    assert [song.genres for song in read_manifest(_write(tmp_path, *lines))] == ["pop, id, live", LINE["genres"]]
+    assert isinstance(next(read_manifest(_write(tmp_path, lines[1]))), Song)
 
 
 def test_marks_and_line_ends_of_joined_manifests(tmp_path):
