@@ -105,6 +105,11 @@ def write_json(path: str | os.PathLike, content: Any) -> None:
     write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
 
+def as_utf8(text: str) -> str:
+    """A text that UTF-8 can hold: half a surrogate pair, as JSON and names of files can have, becomes its escape."""
+    return text.encode("utf-8", errors="backslashreplace").decode("utf-8")
+
+
 class NotText(InputError):
     """A file that holds no text in UTF-8, nor in UTF-16 or UTF-32 behind their marks."""
 

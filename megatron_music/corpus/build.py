@@ -34,8 +34,7 @@ from megatron_music.errors import InputError
 from megatron_music.files import atomic_path, read_json
 from megatron_music.parallel import Workers
 from megatron_music.progress import console, track
-from megatron_music.songs.manifest import stream_rejects, write_rejects
-from megatron_music.songs.rejects import REJECTS, all_rejected, refuse_too_many
+from megatron_music.songs.rejects import REJECTS, all_rejected, refuse_too_many, stream_rejects, write_rejects
 from megatron_music.songs.song import Reject, Song
 
 _WORK = ".build"

@@ -13,8 +13,15 @@ from megatron_music.corpus.encode_plan import EMBEDDED, MANIFEST, WORK, Plan, Sh
 from megatron_music.corpus.workplace import workplace
 from megatron_music.errors import InputError
 from megatron_music.files import read_json, write_json
-from megatron_music.songs.manifest import write_manifest, write_rejects
-from megatron_music.songs.rejects import REJECTS, all_rejected, refuse_too_many, rejects_by_rule, where_to_read
+from megatron_music.songs.manifest import write_manifest
+from megatron_music.songs.rejects import (
+    REJECTS,
+    all_rejected,
+    refuse_too_many,
+    rejects_by_rule,
+    where_to_read,
+    write_rejects,
+)
 from megatron_music.songs.song import TRACKS, Reject, Segment, Song, rebase_reference
 
 MANIFEST_FRAMES_PER_SECOND = 50.0

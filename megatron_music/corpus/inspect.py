@@ -11,8 +11,7 @@ from megatron_music.corpus.build import TOKENIZER, VOCABULARY
 from megatron_music.corpus.contents import read_songs_of_document
 from megatron_music.corpus.indexed import IndexedSource, source_names
 from megatron_music.errors import InputError
-from megatron_music.songs.manifest import stream_rejects
-from megatron_music.songs.rejects import REJECTS, rejects_by_rule, where_to_read
+from megatron_music.songs.rejects import REJECTS, rejects_by_rule, stream_rejects, where_to_read
 from megatron_music.tables import table
 from megatron_music.vocabulary.kinds import AUDIO_KINDS, CODEBOOK_KINDS, LOSS_GROUPS, Kind
 from megatron_music.vocabulary.text import TextTokenizer

@@ -20,8 +20,7 @@ from megatron_music.corpus.indexed import IndexedSource, prefix_file
 from megatron_music.corpus.inspect import sources_of_corpus
 from megatron_music.errors import InputError
 from megatron_music.progress import track
-from megatron_music.songs.manifest import stream_rejects
-from megatron_music.songs.rejects import REJECTS
+from megatron_music.songs.rejects import REJECTS, stream_rejects
 from megatron_music.songs.song import Reject, split_tags
 
 EXAMPLES = 5

@@ -10,8 +10,7 @@ from megatron_music.corpus.stream import SampleStream
 from megatron_music.errors import InputError
 from megatron_music.recipe.phases import PhaseSpan, phase_spans, step_of_sequence
 from megatron_music.recipe.recipe import Recipe
-from megatron_music.songs.manifest import stream_rejects
-from megatron_music.songs.rejects import REJECTS
+from megatron_music.songs.rejects import REJECTS, stream_rejects
 
 
 @dataclass(frozen=True)

@@ -42,15 +42,22 @@ from typing import Any
 
 from megatron_music.audio.files import AudioInfo, NoSamples, audio_info
 from megatron_music.errors import InputError
-from megatron_music.files import NotText, make_folder, parse_json, read_text, write_text
+from megatron_music.files import NotText, as_utf8, make_folder, parse_json, read_text, write_text
 from megatron_music.progress import track
 from megatron_music.songs.alignment import TimedSection, tile, timed_sections
 from megatron_music.songs.labels import plain_label
 from megatron_music.songs.lyric_rows import Remark
 from megatron_music.songs.lyrics import Lyrics, Section, check_translation, parse_lyrics, segment_text
-from megatron_music.songs.manifest import AUDIO_FIELDS, read_songs, write_manifest, write_rejects
+from megatron_music.songs.manifest import AUDIO_FIELDS, read_songs, write_manifest
 from megatron_music.songs.pairing import SIDECARS, PairedFiles, SongFile, pair, song_file, stems
-from megatron_music.songs.rejects import REJECTS, refuse_too_many, rejects_by_rule, rows_by_rule, where_to_read
+from megatron_music.songs.rejects import (
+    REJECTS,
+    refuse_too_many,
+    rejects_by_rule,
+    rows_by_rule,
+    where_to_read,
+    write_rejects,
+)
 from megatron_music.songs.song import Reject, Rejected, Segment, Song
 
 _LONGEST_S = 24 * 3600.0
@@ -180,7 +187,7 @@ def _songs(
             yield song
     summary.rejected.update(reject.rule for reject in rejects)
     write_rejects(out / REJECTS, rejects)
-    write_text(out / REMARKS, "".join(remarks).encode(errors="backslashreplace").decode())  # names may be no UTF-8
+    write_text(out / REMARKS, as_utf8("".join(remarks)))
     if not summary.songs:
         why = f"; the first of {len(rejects)} rejects: {rejects[0].detail}" if rejects else ""
         raise InputError(

@@ -5,14 +5,9 @@ A line that is not a usable song becomes a Reject that names the rule and the li
 
 import json
 from collections.abc import Iterable, Iterator
-from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
-from megatron_music.errors import InputError
 from megatron_music.files import atomic_path
 from megatron_music.songs import values
 from megatron_music.songs.manifest_file import Place, find_place, open_manifest, song_lines
@@ -20,13 +15,11 @@ from megatron_music.songs.song import Reject, Rejected, Segment, Song, rebase_re
 
 CODES_FIELDS = {"mix": "codec", "vocals": "vocals_codec", "accompaniment": "instrumental_codec"}
 AUDIO_FIELDS = {"mix": "audio", "vocals": "vocals_audio", "accompaniment": "instrumental_audio"}
-REJECT_FIELDS = ("id", "rule", "detail", "where", "value")
 LYRICS, SEGMENTS = "splitted_lyrics", "segmented_lyrics"
 KNOWN_FIELDS = {
     "id", "audio_length_in_sec", "msa", "genres", "language", "text", LYRICS,
     *CODES_FIELDS.values(), *AUDIO_FIELDS.values(),
 }  # fmt: skip
-_REJECTS_A_GROUP = 1 << 14
 SEGMENT_FIELDS = {"codec_frame_start", "codec_frame_end", "line_content"}
 
 
@@ -95,41 +88,6 @@ def manifest_field(song: Song, name: str) -> Any:
     for part in [name] if name in song.extra else name.split("."):
         value = value.get(part) if isinstance(value, dict) else None
     return value
-
-
-def write_rejects(path: str | Path, rejects: Iterable[Reject]) -> None:
-    """Writes rejects as a Parquet table with the columns id, rule, detail, where and value, all text.
-
-    Some thousands of them are in memory at a time.
-    """
-    rows = iter(rejects)
-    schema = pa.schema([(name, pa.string()) for name in REJECT_FIELDS])
-    with atomic_path(path) as temporary, pq.ParquetWriter(temporary, schema) as writer:
-        while group := list(islice(rows, _REJECTS_A_GROUP)):
-            columns = {name: [_printable(getattr(row, name)) for row in group] for name in REJECT_FIELDS}
-            writer.write_table(pa.table(columns, schema=schema))
-
-
-def read_rejects(path: str | Path) -> list[Reject]:
-    """Reads what ``write_rejects`` wrote; raises InputError where the file is missing or not such a table."""
-    return list(stream_rejects(path))
-
-
-def stream_rejects(path: str | Path) -> Iterator[Reject]:
-    """Yields what ``read_rejects`` reads, some thousands of them in memory at a time."""
-    try:
-        with pq.ParquetFile(path) as file:
-            for batch in file.iter_batches(columns=list(REJECT_FIELDS)):
-                columns = batch.to_pydict()
-                yield from (Reject(*row) for row in zip(*(columns[name] for name in REJECT_FIELDS), strict=True))
-    except FileNotFoundError:
-        raise InputError(path, "no such file", "name a rejects.parquet") from None
-    except (pa.ArrowException, OSError, KeyError) as error:
-        raise InputError(path, f"is not a table of rejects ({error})", "name a rejects.parquet") from None
-
-
-def _printable(text: str) -> str:
-    return text.encode("utf-8", errors="backslashreplace").decode("utf-8")
 
 
 def _song(content: dict[str, Any], id: str, folder: Path) -> Song:

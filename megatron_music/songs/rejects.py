@@ -1,16 +1,53 @@
-"""Rejects for people: the table that every verb which makes some ends with, the list of them, and too many of them."""
+"""Rejects: their file, and for people the table that every verb which makes some ends with, the list, and too many."""
 
 import shlex
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import islice
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
+
 from megatron_music.errors import InputError
-from megatron_music.songs.manifest import stream_rejects
+from megatron_music.files import as_utf8, atomic_path
 from megatron_music.songs.song import Reject
 
 REJECTS = "rejects.parquet"
 """In the folder of a manifest, of codes or of a corpus: what was left out."""
+_FIELDS = ("id", "rule", "detail", "where", "value")
+_ROWS_A_GROUP = 1 << 14
+
+
+def write_rejects(path: str | Path, rejects: Iterable[Reject]) -> None:
+    """Writes rejects as a Parquet table with the columns id, rule, detail, where and value, all text.
+
+    Some thousands of them are in memory at a time.
+    """
+    rows = iter(rejects)
+    schema = pa.schema([(name, pa.string()) for name in _FIELDS])
+    with atomic_path(path) as temporary, pq.ParquetWriter(temporary, schema) as writer:
+        while group := list(islice(rows, _ROWS_A_GROUP)):
+            columns = {name: [as_utf8(getattr(row, name)) for row in group] for name in _FIELDS}
+            writer.write_table(pa.table(columns, schema=schema))
+
+
+def read_rejects(path: str | Path) -> list[Reject]:
+    """Reads what ``write_rejects`` wrote; raises InputError where the file is missing or not such a table."""
+    return list(stream_rejects(path))
+
+
+def stream_rejects(path: str | Path) -> Iterator[Reject]:
+    """Yields what ``read_rejects`` reads, some thousands of them in memory at a time."""
+    try:
+        with pq.ParquetFile(path) as file:
+            for batch in file.iter_batches(columns=list(_FIELDS)):
+                columns = batch.to_pydict()
+                yield from (Reject(*row) for row in zip(*(columns[name] for name in _FIELDS), strict=True))
+    except FileNotFoundError:
+        raise InputError(path, "no such file", "name a rejects.parquet") from None
+    except (pa.ArrowException, OSError, KeyError) as error:
+        raise InputError(path, f"is not a table of rejects ({error})", "name a rejects.parquet") from None
 
 
 def rejects_by_rule(counts: Mapping[str, int]) -> list[str]:

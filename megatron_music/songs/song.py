@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from megatron_music.files import as_on_disk
+from megatron_music.files import as_on_disk, as_utf8
 
 TRACKS = ("mix", "vocals", "accompaniment")
 SHARD_SUFFIX = ".parquet"
@@ -104,8 +104,8 @@ class Rejected(Exception):
 
 
 def _one_line(text: str) -> str:
-    """A text without line breaks; half a surrogate pair, which JSON can spell but UTF-8 can't, as its escape."""
-    return " ".join(text.split()).encode("utf-8", errors="backslashreplace").decode("utf-8")
+    """A text without line breaks, that UTF-8 can hold."""
+    return as_utf8(" ".join(text.split()))
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import yaml
 
-from megatron_music.songs.manifest import read_rejects
+from megatron_music.songs.rejects import read_rejects
 
 FRAMES = 1000
 SOURCES = {

@@ -18,7 +18,7 @@ from megatron_music.corpus.indexed import IndexedSource
 from megatron_music.corpus.inspect import corpus_table, document_in_words, inspect_source
 from megatron_music.corpus.stream import PhaseData, SampleStream
 from megatron_music.errors import InputError
-from megatron_music.songs.manifest import read_rejects
+from megatron_music.songs.rejects import read_rejects
 from megatron_music.vocabulary.kinds import Kind
 from megatron_music.vocabulary.text import TextTokenizer
 from megatron_music.vocabulary.vocabulary import Vocabulary

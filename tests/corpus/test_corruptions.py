@@ -23,7 +23,8 @@ from megatron_music.corpus.indexed import IndexedSource
 from megatron_music.corpus.inspect import document_in_words
 from megatron_music.documents.document import interleave
 from megatron_music.songs.codes import SHARD_SCHEMA, CodesRow, write_codes_shard
-from megatron_music.songs.manifest import read_manifest, read_rejects
+from megatron_music.songs.manifest import read_manifest
+from megatron_music.songs.rejects import read_rejects
 from megatron_music.vocabulary.kinds import AUDIO_KINDS
 from megatron_music.vocabulary.text import TextTokenizer
 from megatron_music.vocabulary.vocabulary import Vocabulary

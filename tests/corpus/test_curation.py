@@ -14,7 +14,7 @@ from megatron_music.corpus.contents import read_contents
 from megatron_music.corpus.opt_out import OptOut
 from megatron_music.corpus.spec import HeldOut
 from megatron_music.errors import InputError
-from megatron_music.songs.manifest import read_rejects
+from megatron_music.songs.rejects import read_rejects
 
 NEAR = {"similarity": 0.2}
 TRAIN_AND_TEST = {"train": SOURCES["cot"], "test": SOURCES["cot"] | {"split": "held_out"}}

@@ -17,7 +17,8 @@ from megatron_music.corpus.executors import Machines
 from megatron_music.errors import InputError
 from megatron_music.songs.codes import load_codes
 from megatron_music.songs.folder import manifest_of_folder
-from megatron_music.songs.manifest import read_manifest, read_rejects
+from megatron_music.songs.manifest import read_manifest
+from megatron_music.songs.rejects import read_rejects
 from megatron_music.vocabulary.vocabulary import CodecRange
 
 ALONE = Machines(workers=1)

@@ -15,7 +15,8 @@ from megatron_music.corpus.encode import encode_manifest, parse_annotator_option
 from megatron_music.corpus.executors import Machines
 from megatron_music.errors import InputError
 from megatron_music.songs.codes import load_codes
-from megatron_music.songs.manifest import read_manifest, read_rejects
+from megatron_music.songs.manifest import read_manifest
+from megatron_music.songs.rejects import read_rejects
 from megatron_music.songs.song import Rejected, Segment, Song
 from megatron_music.vocabulary.vocabulary import CodecRange
 

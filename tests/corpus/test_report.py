@@ -24,7 +24,8 @@ from megatron_music.corpus.report import write_report
 from megatron_music.corpus.statistics import Distribution, measure_corpus
 from megatron_music.errors import InputError
 from megatron_music.songs.codes import load_codes
-from megatron_music.songs.manifest import read_manifest, read_rejects, write_rejects
+from megatron_music.songs.manifest import read_manifest
+from megatron_music.songs.rejects import read_rejects, write_rejects
 from megatron_music.songs.song import Reject
 from megatron_music.vocabulary.vocabulary import Vocabulary
 

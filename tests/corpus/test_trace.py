@@ -17,7 +17,7 @@ from megatron_music.engine.integrity import names_of_files, synced_marks, write_
 from megatron_music.errors import InputError
 from megatron_music.files import write_json
 from megatron_music.recipe.phases import phase_spans, step_at
-from megatron_music.songs.manifest import write_rejects
+from megatron_music.songs.rejects import write_rejects
 from megatron_music.songs.song import Reject
 from megatron_music.training.origin import Origin
 from megatron_music.training.run_folder import CheckpointState, write_state

@@ -11,7 +11,8 @@ from megatron_music import cli
 from megatron_music.audio.files import write_audio
 from megatron_music.errors import InputError
 from megatron_music.songs.folder import manifest_of_folder
-from megatron_music.songs.manifest import read_manifest, read_rejects
+from megatron_music.songs.manifest import read_manifest
+from megatron_music.songs.rejects import read_rejects
 from megatron_music.songs.song import Song
 
 

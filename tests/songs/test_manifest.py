@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from megatron_music.errors import InputError
-from megatron_music.songs.manifest import place_of, read_manifest, read_rejects, write_manifest, write_rejects
+from megatron_music.songs.manifest import place_of, read_manifest, write_manifest
 from megatron_music.songs.song import Reject, Segment, Song
 
 LINE = {
@@ -244,17 +244,6 @@ def test_a_missing_manifest_is_told_at_the_call(tmp_path):
         read_manifest(tmp_path / "none.jsonl")
     with pytest.raises(InputError, match="can't be read"):
         read_manifest(tmp_path)
-
-
-def test_rejects_come_back(tmp_path):
-    rejects = [Reject("1", "codes_range", "codes from -1", "m.jsonl: line 1"), Reject("\ud800", "r", "", "")]
-    write_rejects(tmp_path / "rejects.parquet", rejects)
-    assert read_rejects(tmp_path / "rejects.parquet") == [rejects[0], Reject("\\ud800", "r", "", "")]
-    write_rejects(tmp_path / "none.parquet", [])
-    assert read_rejects(tmp_path / "none.parquet") == []
-    (tmp_path / "junk.parquet").write_text("junk")
-    with pytest.raises(InputError, match="not a table of rejects"):
-        read_rejects(tmp_path / "junk.parquet")
 
 
 @pytest.mark.parametrize(

@@ -5,14 +5,15 @@ from typer.testing import CliRunner
 
 from megatron_music import cli
 from megatron_music.errors import InputError
-from megatron_music.songs.manifest import write_rejects
 from megatron_music.songs.rejects import (
     REJECTS,
     all_rejected,
+    read_rejects,
     refuse_too_many,
     reject_lines,
     rejects_by_rule,
     where_to_read,
+    write_rejects,
 )
 from megatron_music.songs.song import Reject
 
@@ -32,6 +33,17 @@ LINES = [
 def folder(tmp_path):
     write_rejects(tmp_path / REJECTS, REJECTED)
     return tmp_path
+
+
+def test_rejects_come_back(tmp_path):
+    rejects = [Reject("1", "codes_range", "codes from -1", "m.jsonl: line 1"), Reject("\ud800", "r", "", "")]
+    write_rejects(tmp_path / "rejects.parquet", rejects)
+    assert read_rejects(tmp_path / "rejects.parquet") == [rejects[0], Reject("\\ud800", "r", "", "")]
+    write_rejects(tmp_path / "none.parquet", [])
+    assert read_rejects(tmp_path / "none.parquet") == []
+    (tmp_path / "junk.parquet").write_text("junk")
+    with pytest.raises(InputError, match="not a table of rejects"):
+        read_rejects(tmp_path / "junk.parquet")
 
 
 def test_every_reject_is_one_line_of_fields_between_tabs(folder):
