@@ -1,6 +1,5 @@
 """X-Codec, EnCodec and DAC through transformers' own models."""
 
-import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -12,11 +11,7 @@ from transformers import DacModel, EncodecModel, XcodecModel
 from megatron_music.audio.codec import checked_codes, codebooks_to_keep, family_of
 from megatron_music.audio.xcodec_checkpoint import load_yue_checkpoint
 from megatron_music.errors import InputError
-from megatron_music.files import read_json
-from megatron_music.progress import quiet_transformers
-from megatron_music.weight_folder import WeightFolder, snapshot
-
-_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+from megatron_music.pretrained import load_pretrained, named_weights
 
 
 class NetworkCodec(ABC):
@@ -198,38 +193,9 @@ def load_network_codec(
             raise InputError(weights, "is a file", f"name a folder or a hub name for {name}")
         model = load_yue_checkpoint(weights)
     else:
-        model = _load_transformers_model(family, model_class, weights)
+        weights = named_weights(weights, "owner/name on the hub", family)
+        model = load_pretrained(model_class, weights, family, "check the name or the files", dtype=torch.float32)
     codec = codec_class(model, codebooks=codebooks, device=device, where=str(weights))
     if name not in (family, codec.name):
         raise InputError(weights, f"is {codec.name}, not {name}", f"name weights of {name}")
     return codec
-
-
-def _load_transformers_model(name: str, model_class: type, weights: str | Path) -> torch.nn.Module:
-    local = Path(weights).is_dir()
-    own = {}
-    if local:
-        weights = snapshot(weights)
-        config_path = Path(weights) / "config.json"
-        config = read_json(config_path)
-        found = config.get("model_type") if isinstance(config, dict) else None
-        if found != name:
-            raise InputError(config_path, f"model_type is {found!r}", f"name a folder with weights of {name}")
-        own = {"config": model_class.config_class.from_dict(config)}  # transformers takes no byte order mark
-        WeightFolder.find(weights).for_transformers()
-    elif not _HUB_NAME.fullmatch(str(weights)):
-        raise InputError(weights, "no such file or folder", "check the path, or name a model on the hub as owner/name")
-    try:
-        with quiet_transformers():
-            model, report = model_class.from_pretrained(
-                str(weights), local_files_only=local, output_loading_info=True, dtype=torch.float32, **own
-            )
-    except Exception as error:
-        # transformers, the hub and safetensors raise many types here; all of them mean that the weights don't load.
-        raise InputError(weights, f"can't be loaded as {name} ({error})", "check the name or the files") from None
-    # transformers fills what is missing with random numbers and only warns.
-    wrong = sorted(report["missing_keys"]) + [str(key) for key in report["mismatched_keys"]]
-    if wrong:
-        found = f"lacks {len(wrong)} of {name}'s tensors or has them in another shape, first {wrong[0]}"
-        raise InputError(weights, found, "fetch the weights again")
-    return model

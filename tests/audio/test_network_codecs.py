@@ -115,7 +115,7 @@ def test_weights_with_holes_are_refused(codec_and_folder, tmp_path):
     del tensors[max(tensors)]
     save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
     (tmp_path / "config.json").write_text((folder / "config.json").read_text())
-    with pytest.raises(InputError, match="lacks 1 of"):
+    with pytest.raises(InputError, match="lacks 1 tensors"):
         load_codec(codec.name, tmp_path)
 
 

@@ -8,10 +8,7 @@ import numpy as np
 
 from megatron_music.audio.files import read_audio
 from megatron_music.errors import InputError
-from megatron_music.files import read_json
-from megatron_music.progress import quiet_transformers
-from megatron_music.songs.annotators.common import HUB_NAME, missing_weights
-from megatron_music.weight_folder import WeightFolder, snapshot
+from megatron_music.pretrained import load_pretrained, named_weights
 
 WINDOW_S, LEAST_S = 10.0, 1.0
 _BATCH = 8
@@ -31,32 +28,20 @@ class AudioNetwork:
         """Raises InputError where the weights are missing, are incomplete or can't be loaded."""
         import transformers
 
-        local = Path(weights).is_dir()
         example = "MIT/ast-finetuned-audioset-10-10-0.4593" if classify else "laion/larger_clap_music"
-        if not local and (Path(weights).exists() or not HUB_NAME.fullmatch(weights)):
-            raise missing_weights(weights, example)
-        if local:
-            weights = str(snapshot(weights))
-            config = read_json(Path(weights) / "config.json")
-            if not isinstance(config, dict) or "model_type" not in config:
-                raise InputError(f"{weights}/config.json", "names no model_type", f"name a model such as {example}")
-            WeightFolder.find(weights).for_transformers()
+        weights = named_weights(weights, example)
         kind = transformers.AutoModelForAudioClassification if classify else transformers.AutoModel
+        called, mend = "an audio classifier" if classify else "an audio model", f"name a model such as {example}"
+        model = load_pretrained(kind, weights, called, mend)
+        self.joint = not classify and hasattr(model, "get_audio_features")
+        self._tokenizer: Any = None
+        local = Path(weights).is_dir()
         try:
-            with quiet_transformers():
-                model, report = kind.from_pretrained(weights, local_files_only=local, output_loading_info=True)
             self._extractor = transformers.AutoFeatureExtractor.from_pretrained(weights, local_files_only=local)
-            self.joint = not classify and hasattr(model, "get_audio_features")
-            self._tokenizer: Any = None
             if self.joint:
                 self._tokenizer = transformers.AutoTokenizer.from_pretrained(weights, local_files_only=local)
-        except Exception as error:  # transformers, the hub and safetensors raise many types
-            what = f"can't be loaded as {'an audio classifier' if classify else 'an audio model'} ({error})"
-            raise InputError(weights, what, f"name a model such as {example}") from None
-        # transformers fills what is missing with random numbers and only warns.
-        wrong = sorted(report["missing_keys"]) + [str(key) for key in report["mismatched_keys"]]
-        if wrong:
-            raise InputError(weights, f"lacks {len(wrong)} tensors, first {wrong[0]}", "fetch the weights again")
+        except Exception as error:  # of any type, as those of a model
+            raise InputError(weights, f"can't be loaded as {called} ({error})", mend) from None
         self.weights, self.sample_rate, self.classes = weights, self._extractor.sampling_rate, classify
         self._model, self._device = model.eval().requires_grad_(False).to(device), device
 

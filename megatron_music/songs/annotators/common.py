@@ -14,8 +14,6 @@ from megatron_music.errors import InputError
 from megatron_music.recipe.fields import Strict
 from megatron_music.songs.song import Rejected, Song
 
-HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
-
 
 class Options(Strict):
     """Options of every annotator.
@@ -52,10 +50,6 @@ def needed_weights(annotator: str, weights: str | None, kinds: str, example: str
         mend = f"name {kinds} with the option weights=PATH, or a hub name, such as weights={example}"
         raise InputError(f"annotator {annotator}", "needs weights and none were named", mend)
     return weights
-
-
-def missing_weights(weights: str, example: str) -> InputError:
-    return InputError(weights, "no such file or folder", f"check the path, or name a model such as {example}")
 
 
 def hear(song: Song, track: str, sample_rate: int, mono: bool = True) -> np.ndarray:

@@ -14,14 +14,13 @@ from pydantic import NonNegativeInt
 from megatron_music.audio.files import write_audio
 from megatron_music.errors import InputError
 from megatron_music.files import atomic_path, read_yaml
+from megatron_music.pretrained import HUB_NAME, missing_weights
 from megatron_music.songs.annotators.common import (
-    HUB_NAME,
     NetworkOptions,
     file_name,
     file_stamp,
     hear,
     import_package,
-    missing_weights,
     needed_weights,
 )
 from megatron_music.songs.song import Rejected, Song, rebase_reference

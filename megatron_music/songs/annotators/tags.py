@@ -11,10 +11,9 @@ from pydantic import Field, PositiveInt
 
 from megatron_music.errors import InputError
 from megatron_music.files import read_json
-from megatron_music.progress import quiet_transformers
+from megatron_music.pretrained import load_pretrained, named_weights
 from megatron_music.songs.annotators import common
 from megatron_music.songs.song import Rejected, Song
-from megatron_music.weight_folder import WeightFolder, snapshot
 
 _EXAMPLE = "Qwen/Qwen2-Audio-7B-Instruct"
 QUESTION = (
@@ -172,31 +171,11 @@ def _load(weights: str, device: str) -> tuple:
     """Model, in the precision of the device, and processor."""
     from transformers import Qwen2AudioForConditionalGeneration, Qwen2AudioProcessor
 
-    local = Path(weights).is_dir()
-    if not local and (Path(weights).exists() or not common.HUB_NAME.fullmatch(weights)):
-        raise common.missing_weights(weights, _EXAMPLE)
-    if local:
-        weights = str(snapshot(weights))
-        config = read_json(Path(weights) / "config.json")
-        found = config.get("model_type") if isinstance(config, dict) else None
-        if found != "qwen2_audio":
-            where = f"{weights}/config.json"
-            raise InputError(where, f"model_type is {found!r}, not qwen2_audio", "name a folder of Qwen2-Audio")
-        WeightFolder.find(weights).for_transformers()
+    weights, mend = named_weights(weights, _EXAMPLE, "qwen2_audio"), "check the name or the files"
+    dtype = torch.float32 if device.startswith("cpu") else torch.bfloat16
+    model = load_pretrained(Qwen2AudioForConditionalGeneration, weights, "Qwen2-Audio", mend, dtype=dtype)
     try:
-        with quiet_transformers():
-            model, report = Qwen2AudioForConditionalGeneration.from_pretrained(
-                weights,
-                local_files_only=local,
-                output_loading_info=True,
-                dtype=torch.float32 if device.startswith("cpu") else torch.bfloat16,
-            )
-        processor = Qwen2AudioProcessor.from_pretrained(weights, local_files_only=local)
-    except Exception as error:
-        # transformers, the hub and safetensors raise many types here; all of them mean that the weights don't load.
-        raise InputError(weights, f"can't be loaded as Qwen2-Audio ({error})", "check the name or the files") from None
-    # transformers fills what is missing with random numbers and only warns.
-    wrong = sorted(report["missing_keys"]) + [str(key) for key in report["mismatched_keys"]]
-    if wrong:
-        raise InputError(weights, f"lacks {len(wrong)} tensors, first {wrong[0]}", "fetch the weights again")
+        processor = Qwen2AudioProcessor.from_pretrained(weights, local_files_only=Path(weights).is_dir())
+    except Exception as error:  # of any type, as those of a model
+        raise InputError(weights, f"can't be loaded as Qwen2-Audio's processor ({error})", mend) from None
     return model.eval().requires_grad_(False).to(device), processor

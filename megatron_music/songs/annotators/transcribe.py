@@ -10,6 +10,7 @@ import numpy as np
 from pydantic import PositiveInt
 
 from megatron_music.errors import InputError
+from megatron_music.pretrained import HUB_NAME, missing_weights
 from megatron_music.songs.annotators import common
 from megatron_music.songs.song import Rejected, Song
 
@@ -57,8 +58,8 @@ class Transcribe:
                 if not (folder / name).is_file():
                     mend = "ct2-transformers-converter --copy_files tokenizer.json preprocessor_config.json makes all"
                     raise InputError(folder, f"has no {name}", mend)
-        elif folder.exists() or not common.HUB_NAME.fullmatch(weights):
-            raise common.missing_weights(weights, _EXAMPLE)
+        elif folder.exists() or not HUB_NAME.fullmatch(weights):
+            raise missing_weights(weights, _EXAMPLE)
         kind, _, index = device.partition(":")
         try:
             self.model = whisper.WhisperModel(
