@@ -74,6 +74,8 @@ def audio_blocks(path: str | os.PathLike, block_s: float = _BLOCK_S) -> Iterator
 def audio_info(path: str | os.PathLike) -> AudioInfo:
     """The length that ``audio_blocks`` reads, and tags; decodes nothing where the header can be trusted.
 
+    Of a file that is damaged within, ``audio_blocks`` may read up to ``MOST_MISSING_S`` less.
+
     Raises:
         InputError: as ``audio_blocks`` does, but for samples that are not numbers or damaged.
     """

@@ -46,7 +46,10 @@ def check_tasks(plan: Plan, logs: Path, tasks: int) -> None:
 
 @dataclass(frozen=True)
 class Encoded:
-    """What an encoding has come to: songs with codes, those rejected by rule, and shards; earlier runs' included."""
+    """What an encoding has come to: songs with codes, those rejected by rule, and shards; earlier runs' included.
+
+    ``codec`` is its name, and what is to be said of it.
+    """
 
     out: str
     codec: str
