@@ -49,7 +49,7 @@ from megatron_music.songs.labels import plain_label
 from megatron_music.songs.lyric_rows import Remark
 from megatron_music.songs.lyrics import Lyrics, Section, check_translation, parse_lyrics, segment_text
 from megatron_music.songs.manifest import AUDIO_FIELDS, read_songs, write_manifest
-from megatron_music.songs.pairing import SIDECARS, PairedFiles, SongFile, pair, song_file, stems
+from megatron_music.songs.pairing import SIDECARS, PairedFiles, SongFile, pair, song_file, stems, suffix
 from megatron_music.songs.rejects import (
     REJECTS,
     refuse_too_many,
@@ -61,6 +61,7 @@ from megatron_music.songs.rejects import (
 from megatron_music.songs.song import Reject, Rejected, Segment, Song
 
 _LONGEST_S = 24 * 3600.0
+_SUFFIXES_TOLD = 6
 _METADATA = {"title": "title", "artist": "artist", "album": "album", "date": "date", "license": "licence"}
 _THREADS, _BATCH = 16, 1024
 REMARKS = "remarks.txt"
@@ -86,6 +87,7 @@ class FolderSummary:
     with_stems: int = 0
     with_tags: int = 0
     further_stems: int = 0
+    others: Counter = field(default_factory=Counter)
     alike: list[str] = field(default_factory=list)
     rejected: Counter = field(default_factory=Counter)
     remarked: Counter = field(default_factory=Counter)
@@ -112,6 +114,10 @@ class FolderSummary:
             lines += rows_by_rule(self.remarked)
         if self.further_stems:
             lines.append(f"passed over  {self.further_stems:,} stems other than vocals")
+        if self.others:
+            suffixes = ", ".join(f"{count:,} {suffix}" for suffix, count in self.others.most_common(_SUFFIXES_TOLD))
+            more = ", ..." if len(self.others) > _SUFFIXES_TOLD else ""
+            lines.append(f"passed over  {self.others.total():,} that are neither audio nor text: {suffixes}{more}")
         if self.alike:
             names = ", ".join(self.alike[:4]) + (", ..." if len(self.alike) > 4 else "")
             lines.append(
@@ -211,11 +217,17 @@ def _files(folder: Path, out: Path, summary: FolderSummary, rejects: list[Reject
         folders[:] = [name for name in folders if name[0] != "." and (Path(parent) / name).resolve() != passed]
         place = os.path.relpath(parent, folder)
         stems_here = stems(names)
+        links = [name for name in folders if (Path(parent) / name).is_symlink()]
+        summary.others.update({"links to folders": len(links)} if links else {})
         for name in names:
-            file = None if name[0] == "." else song_file("" if place == "." else place, name, stems_here)
-            if file and file.role == "further":
+            if name[0] == ".":
+                continue
+            file = song_file("" if place == "." else place, name, stems_here)
+            if file is None:
+                summary.others[suffix(name) or "without a suffix"] += 1
+            elif file.role == "further":
                 summary.further_stems += 1
-            elif file:
+            else:
                 yield file
 
 
@@ -350,7 +362,7 @@ def _with_lyrics(
         if [section.label for section in sections] == [plain_label(part["label"]) for part in song.structure]:
             timed = [_placed(section, part) for section, part in zip(sections, song.structure, strict=True)]
     segments = song.segments or tile(timed, song.structure, song.duration_s)
-    if timed and not song.segments:
+    if (timed or lyrics.are_timed) and not song.segments:
         remarks += _left_out(sections, segments, song.duration_s)
     return replace(song, segments=segments, extra=extra), [(path, remark) for remark in remarks]
 

@@ -74,8 +74,8 @@ def label_without_brackets(line: str) -> str | None:
 
 
 def is_like_a_label(line: str) -> bool:
-    """Whether a line that is no label reads like one: ``Chorus``, ``Verse 1: la le``."""
-    name = re.split("[:：]", line)[0].strip()
+    """Whether a line that is no label reads like one: ``Chorus``, ``Verse 1: la le``, ``Chorus (Anna)``."""
+    name = _SINGER.split(line.strip(_DECORATION + "{}<>[]/!"))[0].strip()
     return len(name) <= _LONGEST and _name_alone(name) is not None
 
 

@@ -327,3 +327,20 @@ def test_lyrics_of_credits_alone_leave_a_song_without_lyrics(folder, out):
     assert (out / "remarks.txt").read_text() == (
         f"{folder}/a.lrc: line 1: 'Lyrics by Anna' is a credit or a notice, and left out\n"
     )
+
+
+def test_lyrics_behind_the_audio_are_told(folder, out):
+    _audio(folder / "a.wav")
+    _text(folder / "a.lrc", "[00:30.00]la\n[00:40.00]le\n")
+    summary = manifest_of_folder(folder, out)
+    assert (summary.with_lyrics, summary.remarked) == (0, {"after_end": 2})
+
+
+def test_files_that_are_passed_over_are_counted(folder, out):
+    _audio(folder / "a.wav")
+    for name in ("film.mkv", "other.MKV", "cover.jpg", "README", ".hidden.mkv"):
+        _text(folder / name, "la")
+    (folder / "album").symlink_to(out.parent)
+    summary = manifest_of_folder(folder, out)
+    assert summary.others == {".mkv": 2, ".jpg": 1, "without a suffix": 1, "links to folders": 1}
+    assert "passed over  5 that are neither audio nor text: 2 .mkv, " in str(summary)
