@@ -21,6 +21,8 @@ _MARKS = (  # the longer first: a mark of UTF-32 begins like one of UTF-16
     (codecs.BOM_UTF32_LE, "utf-32"), (codecs.BOM_UTF32_BE, "utf-32"), (codecs.BOM_UTF16_LE, "utf-16"),
     (codecs.BOM_UTF16_BE, "utf-16"),
 )  # fmt: skip
+_OF_THE_PLACE = errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG
+"""Another place would do; a full disk, or a broken one, is no fault of the name."""
 _MARK_OF_A_LINE = re.compile("^\ufeff+", re.MULTILINE)
 _TO_UTF8 = (
     "save it as UTF-8, or `iconv -f ENCODING -t UTF-8` (CP1252 from Western Windows, GB18030 Chinese, CP932 Japanese)"
@@ -37,9 +39,7 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
     ``naming``.
     """
     path = Path(path)
-    make_folder(path.parent)
-    # A folder of our own keeps the final suffix on the temporary name: writers choose a format by it.
-    workspace = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    workspace = _workspace(path)
     temporary = workspace / path.name
     try:
         with naming(path):
@@ -59,6 +59,22 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
         shutil.rmtree(workspace, ignore_errors=True)
 
 
+def _workspace(path: Path) -> Path:
+    """A new folder beside ``path``: in it the temporary name can keep the suffix, by which writers choose a format."""
+    make_folder(path.parent)
+    try:
+        return Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    except OSError as error:
+        if error.errno not in _OF_THE_PLACE:
+            raise
+        raise InputError(path, f"can't be written ({error.strerror})", "name a place that can be written") from None
+
+
+def require_writable(path: str | os.PathLike) -> None:
+    """Raises InputError where no file or folder of this name can be written; for what takes long to make."""
+    _workspace(Path(path)).rmdir()
+
+
 def make_folder(path: str | os.PathLike) -> Path:
     """Makes a folder, and those above it, where there is none; raises InputError where that can't be."""
     path = Path(path)
@@ -67,8 +83,8 @@ def make_folder(path: str | os.PathLike) -> Path:
     except (FileExistsError, NotADirectoryError):
         raise InputError(path, "is a file or lies below one", "name a folder") from None
     except OSError as error:
-        if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG):
-            raise  # a full disk, or a broken one, is no fault of the name
+        if error.errno not in _OF_THE_PLACE:
+            raise
         raise InputError(path, f"can't be made ({error.strerror})", "name a folder that can be written") from None
     return path
 

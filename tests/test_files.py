@@ -2,6 +2,7 @@
 
 import codecs
 import errno
+import tempfile
 
 import pytest
 
@@ -14,6 +15,7 @@ from megatron_music.files import (
     read_json,
     read_text,
     read_yaml,
+    require_writable,
     write_json,
 )
 
@@ -160,3 +162,18 @@ def test_an_error_of_a_full_disk_names_the_file(tmp_path):
         (tmp_path / "other").read_bytes()
     assert raised.value.filename == str(tmp_path / "other")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_place_where_nothing_can_be_written_is_told_before_and_when(tmp_path, monkeypatch):
+    require_writable(tmp_path / "new" / "song")
+    assert list((tmp_path / "new").iterdir()) == []
+
+    def refuse(prefix, dir):
+        raise PermissionError(errno.EACCES, "Permission denied", str(dir))
+
+    monkeypatch.setattr(tempfile, "mkdtemp", refuse)
+    message = r"song: can't be written \(Permission denied\); name a place that can be written"
+    with pytest.raises(InputError, match=message):
+        require_writable(tmp_path / "song")
+    with pytest.raises(InputError, match=message):
+        write_json(tmp_path / "song", {})

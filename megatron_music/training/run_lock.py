@@ -52,7 +52,11 @@ class RunLock:
     def take(self) -> None:
         """Raises InputError that names the host and process of another job that holds the folder."""
         make_folder(self.path.parent)
-        descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666)
+        except PermissionError as error:
+            what = f"can't be written ({error.strerror})"
+            raise InputError(self.path, what, "ask for the right to write in the run folder, or name another") from None
         try:
             self._wait_for_another_machine(self._lock(descriptor))
         except BaseException:

@@ -1,5 +1,6 @@
 """One run folder, one job: on this machine, from another one, and after the holder's death."""
 
+import errno
 import json
 import os
 import signal
@@ -102,3 +103,13 @@ def test_a_requeued_job_is_not_refused_by_itself(tmp_path, monkeypatch):
     lock.take()
     assert json.loads((run / "run.lock").read_text())["slurm_restarts"] == 2
     lock.give_back()
+
+
+def test_a_lock_of_somebody_else_is_told_in_one_line(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    lock = RunLock(tmp_path / "run")
+    monkeypatch.setattr(os, "open", refuse)
+    with pytest.raises(InputError, match=r"run.lock: can't be written \(Permission denied\); ask for the right"):
+        lock.take()
