@@ -7,6 +7,7 @@ costs, as the share of codes that are those of the whole track (synthetic songs 
 at 60 s. Trained weights are less easily moved; ``tools/measure_windows.py`` tells of yours.
 """
 
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
@@ -65,7 +66,7 @@ def encode_tracks(
 def window_samples(codec: Codec, window_seconds: float) -> int:
     """Samples of a window; InputError where the codec's frames do not fill it."""
     frames = window_seconds * codec.frames_per_second
-    if round(frames) < 1 or abs(frames - round(frames)) > 1e-6:
+    if not math.isfinite(frames) or round(frames) < 1 or abs(frames - round(frames)) > 1e-6:
         what = f"{window_seconds:g} s are {frames:g} frames of {codec.name}"
         raise InputError("--window-seconds", what, "name a length of whole frames, such as 30")
     return round(frames) * round(codec.sample_rate / codec.frames_per_second)

@@ -8,7 +8,7 @@ from typing import Literal
 
 from megatron_music.conversion.export import refuse_foreign_folder
 from megatron_music.errors import InputError
-from megatron_music.files import read_json
+from megatron_music.files import read_json, require_writable
 from megatron_music.generation.hints import language_hints, lyrics_hints, read_known_tags, tag_hints
 from megatron_music.generation.prompt import read_lyrics, read_tags
 from megatron_music.generation.request import SongRequest, SungSegment
@@ -79,12 +79,14 @@ def generate(
     Raises:
         InputError: files, folders or options that can't make a song; before a network is read.
     """
+    if loudness_lufs is not None and not math.isfinite(loudness_lufs):
+        raise InputError("--loudness", f"{loudness_lufs} is no loudness", "name LUFS such as -14")
     outs = _folders(Path(out), songs, file_format)
     known = None if known_tags is None else read_known_tags(known_tags)
     if prompt.repeat is None:
         studio, request = _asked(models, prompt, say)
-    elif prompt.lyrics or prompt.tags or prompt.past or prompt.reference or songs != 1:
-        raise InputError("--repeat", "a song is repeated as it was", "leave out the prompt, or this")
+    elif prompt != Prompt(repeat=prompt.repeat) or songs != 1:
+        raise InputError("--repeat", "a song is repeated as it was", "leave out prompt and seed, or this")
     else:
         record = _Repeated(prompt.repeat)
         studio, request, settings = Studio(record.models(models)), record.request, record.settings
@@ -121,7 +123,7 @@ def song_in_words(folder: Path) -> str:
 
 
 def _folders(out: Path, songs: int, file_format: str) -> list[Path]:
-    """Where each song goes; raises InputError where something else lies there."""
+    """Where each song goes; raises InputError where something else lies there, or nothing can be written."""
     if file_format not in FORMATS:
         raise InputError("--format", f"{file_format!r} can't be written", f"choose {', '.join(FORMATS)}")
     if not 1 <= songs <= MOST_SONGS:
@@ -129,6 +131,7 @@ def _folders(out: Path, songs: int, file_format: str) -> list[Path]:
     outs = [out] if songs == 1 else [out / f"{number:02d}" for number in range(1, songs + 1)]
     for folder in outs:
         refuse_foreign_folder(folder, "song.json")
+        require_writable(folder)
     return outs
 
 

@@ -121,6 +121,10 @@ def test_a_song_is_repeated_from_its_json(prompt, tmp_path, codec):
         generate(moved, repeat=again / "song.json", stage1=prompt["stage2"])
     with pytest.raises(InputError, match="--repeat: a song is repeated as it was"):
         generate(moved, repeat=again / "song.json", lyrics=prompt["lyrics"])
+    with pytest.raises(InputError, match="--repeat: a song is repeated as it was; leave out prompt and seed"):
+        generate(moved, repeat=again / "song.json", seed=3)
+    with pytest.raises(InputError, match="--loudness: nan is no loudness"):
+        generate(moved, repeat=again / "song.json", loudness_lufs=float("nan"))
 
 
 def test_a_reference_is_cut_out_of_the_codes_of_the_whole_file(folders, codec, tmp_path):
