@@ -25,6 +25,7 @@ from megatron_music.songs.stamps import BRACKET, Stamp, is_like_a_time, read_sta
 RULES = {
     "credit": "is a credit or a notice, and left out",
     "like_credit": "reads like a credit, and is sung",
+    "title": "is the title and the artist that the header names, and left out",
     "header_tag": "is taken for a header's tag, and left out",
     "offset": "is no offset in milliseconds, and left out",
     "repeat": "is left out; write what is sung again once more",
@@ -53,6 +54,7 @@ _NOTHING = "\ufeff\u200b\u200e\u200f\u2060"
 _DECORATION = re.compile(r"[\W_]*")
 _OFFSET = re.compile(r"[+-]?\s*\d+(?:[.,]\d+)?(?=\s*(?:ms)?$)")
 _SINGER = re.compile(r"(?:[MFD]|[vV]\d|男女|女男|[男女合])\s*[:：]\s*|[(（](?:[MFD]|男女?|女|合)[)）]\s*")
+_DASH = re.compile(r"\s+[-–—]\s+")
 _DIGITS = re.compile(
     r"[(（{]\s*\d[\d\s:.,：]*[)）}]|[(（{]\s*\d+\s*[:：]\s*\d|^\d{1,3}[:：]\d{2}\b|[\[【<]\s*\d+\s*[:：.,]"
 )
@@ -115,6 +117,7 @@ class Rows:
         self.rows: list[Row] = []
         self.remarks: list[Remark] = []
         self.offset_s = 0.0
+        self._header: dict[str, str] = {}
         self._at_head = True
         self._has_times = any(match[1] and read_stamp(match[1]) for match in BRACKET.finditer(text))
         for number, line in enumerate(text.splitlines(), start=1):
@@ -177,6 +180,7 @@ class Rows:
         if tag and is_known_tag(tag[0]):
             if tag[0] == "offset":
                 self._set_offset(row, match[0], tag[1])
+            self._header[tag[0]] = tag[1].casefold()
             return None, ""
         if is_section_name(content):
             if count := repeat_count(content):
@@ -215,6 +219,9 @@ class Rows:
         if is_credit(words):
             self.remark(row.number, "credit", words)
             return
+        if self._is_title(words):
+            self.remark(row.number, "title", words)
+            return
         label = label_without_brackets(words) if not row.parts else None
         if label is not None:
             if count := repeat_count(words):
@@ -239,6 +246,11 @@ class Rows:
         row.parts.append(words)
         # What stands before the first time is a title, and header tags may follow it.
         self._at_head &= self._has_times and not row.stamps
+
+    def _is_title(self, words: str) -> bool:
+        """Whether words are ``Title - Artist`` of the header, in either order, as players put them at the start."""
+        named = {self._header.get("ti"), self._header.get("ar")}
+        return len(named - {None, ""}) == 2 and named == set(_DASH.split(words.casefold()))
 
 
 def _pieces(line: str) -> Iterator[tuple[str, re.Match | None]]:

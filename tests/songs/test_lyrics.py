@@ -116,6 +116,15 @@ def test_what_nobody_sings_is_left_out_and_told():
     ]  # fmt: skip
 
 
+def test_the_title_that_players_put_at_the_start_is_left_out():
+    header = "[ti:A Song]\n[ar:Anna]\n"
+    for title in ("A Song - Anna", "anna – a song"):
+        assert _texts(f"{header}[00:00.00]{title}\n[00:05.00]la\n") == [("", ["la"])]
+        assert _remarks(f"{header}[00:00.00]{title}\n[00:05.00]la\n") == [(3, "title", title)]
+    assert _texts(f"{header}[00:00.00]A Song\n[00:05.00]a song - la\n") == [("", ["A Song", "a song - la"])]
+    assert _texts("[ti:]\n[00:00.00]A Song - Anna\n") == [("", ["A Song - Anna"])]
+
+
 def test_times_that_cannot_be_read_are_left_out_and_their_words_used():
     text = "[00:01.00]la\n[12:xx]le\n[00.15.20]lu\n[00:61.00]li\n[offset:soon]"
     assert _lines(text) == [("la", 1.0, 21.0), ("le", 21.0, 41.0), ("lu", 41.0, 61.0), ("li", 61.0, None)]
