@@ -156,6 +156,7 @@ def write_checkpoint(folder: Path, rows: Sequence[Row]) -> dict[str, Mark]:
     """Writes rows as a distributed checkpoint that megatron-core loads on any layout, into the existing ``folder``.
 
     Memory holds one row of each writer, and the last one of every name. Returns the marks of the files with the rows.
+    Raises InputError where a row holds numbers that are not finite.
     """
     planner, writer = _OneByOne(rows), FileSystemWriter(folder)
     writer.fs = files = SummedFiles()
@@ -191,4 +192,7 @@ class _OneByOne(DefaultSavePlanner):
         """The row, in the shape in which it stands in the whole tensor."""
         row = self._rows[write_item.index]
         tensor = row.load()
+        if not tensor.sum(dtype=torch.float64).isfinite():  # in no memory of its own, as isfinite() of all would take
+            where = row.name if row.layer is None else f"layer {row.layer} of {row.name}"
+            raise InputError(where, "holds numbers that are not finite", "get these weights again")
         return tensor if row.layer is None else tensor[None]

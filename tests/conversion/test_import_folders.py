@@ -303,6 +303,18 @@ def test_a_head_equal_to_the_embedding_stays_a_head(make_model, tmp_path):
     assert HEAD in weights_of(tmp_path / "out")
 
 
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+def test_weights_that_are_no_numbers_are_told(make_model, tmp_path, number):
+    folder = make_model("model")
+    weights = weights_of(folder)
+    weights["model.layers.1.mlp.down_proj.weight"][3, 2] = number
+    rewrite(folder, weights)
+    message = "layer 1 of decoder.layers.mlp.linear_fc2.weight: holds numbers that are not finite; get these weights"
+    with pytest.raises(InputError, match=message):
+        import_llama(folder, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_file_is_no_folder(make_model, tmp_path):
     folder = make_model("hf")
     with pytest.raises(InputError, match="is a file, and one of several that make a model"):
